@@ -1,0 +1,653 @@
+//! A [`Plan`] is carried out: by the runtime in [`Launch`], by the child in `child`.
+//!
+//! Nothing here waits. [`Launch`] names what it waits for ([`Wants`]) and is woken with what came ([`Wake`]): by the
+//! shim's event loop, or by the poll loop of a command line. The one who drives it also does the waiting for children;
+//! no other call of the process may.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::Pid;
+
+use crate::cgroup::{Cgroup, CgroupError};
+use crate::host::Host;
+use crate::plan::{Entry, Meeting, Plan};
+use crate::seccomp::Listener;
+use crate::step::{Chore, ClonedInto, Step, clone_child};
+use crate::sys::process::{
+    Cloned, block_signals, exit_now, namespace_kind, pidfd_getfd, pidfd_open, pidfd_send_signal, restore_signals,
+};
+use crate::sys::wait::Exit;
+use crate::sys::{Call, Failed, io_failed};
+use crate::{cgroup, hooks};
+
+mod child;
+mod error;
+pub(crate) mod fds;
+mod timeline;
+mod wire;
+
+pub use error::{Cause, RunError};
+pub use fds::Fds;
+pub use timeline::{Span, Timeline};
+pub(crate) use wire::{Heard, Message};
+
+/// The standard streams of a new process.
+#[derive(Debug)]
+pub enum Io {
+    /// These descriptors.
+    Fds {
+        /// Standard input.
+        stdin: OwnedFd,
+        /// Standard output.
+        stdout: OwnedFd,
+        /// Standard error.
+        stderr: OwnedFd,
+    },
+    /// A terminal of the container's own; [`Launch::console`] has its master.
+    Terminal,
+}
+
+/// What a new process is put into.
+pub enum Into<'a> {
+    /// A container of its own, on this host. With a gate, a listening `SOCK_SEQPACKET` socket, the child waits there
+    /// for a [`Launch::resume`], so that the runtime need not stay.
+    New {
+        /// The facts the plan was made from.
+        host: &'a Host,
+        /// The gate.
+        gate: Option<OwnedFd>,
+    },
+    /// A container that runs.
+    Running {
+        /// Its cgroup.
+        cgroup: &'a Cgroup,
+        /// A pidfd of its init.
+        init: OwnedFd,
+    },
+}
+
+/// What a [`Launch`] waits for. Any of them may come.
+#[derive(Debug, Default)]
+pub struct Wants<'a> {
+    /// This descriptor becomes readable.
+    pub readable: Option<BorrowedFd<'a>>,
+    /// One of these children ends. They are known here before they can be reaped; register them at once.
+    pub exits: Vec<Pid>,
+    /// This moment passes.
+    pub deadline: Option<Instant>,
+}
+
+/// What came.
+#[derive(Debug, Clone, Copy)]
+pub enum Wake {
+    /// The descriptor is readable.
+    Readable,
+    /// This child was reaped.
+    Exited(Pid, Exit),
+    /// The moment has passed.
+    Deadline,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// It waits for what [`Launch::wants`] says.
+    Waiting,
+    /// Created. It waits for [`Launch::start`].
+    AtGate,
+    /// The program was executed. If the child's exit was what woke us, it has ended since.
+    Running,
+}
+
+/// A process on its way: from clone3 to exec.
+///
+/// Dropped on the way, it kills the child and removes what it made, as far as that goes without waiting; a driver that
+/// wants to see it gone calls [`Launch::abandon`] and goes on driving.
+#[derive(Debug)]
+pub struct Launch {
+    plan: Plan,
+    /// The entry the runtime is at.
+    at: usize,
+    wire: Option<OwnedFd>,
+    pid: Pid,
+    child: Child,
+    /// The child is yet to go on in a copy of itself.
+    forks: bool,
+    arrived: Option<Meeting>,
+    /// `start` was called.
+    started: bool,
+    /// The child said that only execve is left.
+    executing: bool,
+    exit: Option<Exit>,
+    /// It is another process's child: its exit never comes to us.
+    adopted: bool,
+    /// It has a gate of its own.
+    gated: bool,
+    console: Option<OwnedFd>,
+    cgroup: Option<Cgroup>,
+    hook: Option<hooks::Run>,
+    hook_stderr: Option<fs::File>,
+    /// What the kernel said about the step that fails next.
+    words: Option<String>,
+    failure: Option<RunError>,
+    /// When to try again to remove a cgroup in which processes were still dying, and how often yet.
+    sweep: Option<(Instant, u32)>,
+    timeline: Option<Timeline>,
+}
+
+/// The child, which does not outlive a launch that failed.
+#[derive(Debug)]
+struct Child(Option<OwnedFd>);
+
+impl Child {
+    fn kill(&self) {
+        let killed = self.0.as_ref().map_or(Ok(()), |pidfd| pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL));
+        if let Err(failed) = killed
+            && failed.errno != Errno::ESRCH
+        {
+            log::warn!("cannot kill a container that could not be started: {failed}");
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A process that runs, or waits at its gate, without a launch.
+#[derive(Debug)]
+pub struct Launched {
+    /// Its pid, as we see it.
+    pub pid: Pid,
+    /// A descriptor for it that cannot mean another process.
+    pub pidfd: OwnedFd,
+    /// The cgroup that was made for it.
+    pub cgroup: Option<Cgroup>,
+    /// When each step began and ended.
+    pub timeline: Option<Timeline>,
+}
+
+/// How often, and how far apart, we try to remove the cgroup of a container that failed: what its hooks left there is
+/// killed, and cgroup v1 tells nobody when it is gone.
+const SWEEPS: u32 = 500;
+const SWEEP_AFTER: Duration = Duration::from_millis(10);
+
+impl Launch {
+    /// Carries out what comes before the child, and makes the child.
+    ///
+    /// # Errors
+    /// The first step that failed. Everything made before it is gone again.
+    pub fn begin(plan: Plan, io: Io, into: Into<'_>) -> Result<Launch, RunError> {
+        let whole = |failed| plan.error(None, failed);
+        one_thread(&plan)?;
+        let timeline = Timeline::new(plan.entries.len()).map_err(whole)?;
+        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
+        let (ours, theirs) = pair.map_err(Call::Socketpair.failed()).map_err(whole)?;
+        let mut fds = Fds::new(theirs, plan.state.clone());
+        fds.preserved = plan.preserve_fds;
+        if plan.entries.iter().any(|entry| matches!(entry, Entry::Child(Step::Hook(_)))) {
+            fds.hook_stderr = Some(hooks::stderr().map_err(whole)?);
+        }
+        let hook_stderr = fds.hook_stderr.as_ref().map(fs::File::try_clone).transpose();
+        let hook_stderr = hook_stderr.map_err(io_failed(Call::Dup)).map_err(whole)?;
+        if let Io::Fds { stdin, stdout, stderr } = io {
+            for (place, fd) in fds.stdio.iter_mut().zip([stdin, stdout, stderr]) {
+                *place = Some(above_stdio(fd).map_err(whole)?);
+            }
+        }
+        let gated = matches!(&into, Into::New { gate: Some(_), .. });
+        let host = match into {
+            Into::New { host, gate } => {
+                fds.gate = gate;
+                Some(host)
+            }
+            Into::Running { cgroup, init } => {
+                fds.container = Some(init);
+                fds.cgroup = Some(cgroup.entry().map_err(|error| plan.error(None, error))?);
+                None
+            }
+        };
+        let mut cgroup = None;
+        for (at, entry) in plan.entries.iter().enumerate() {
+            let error = |cause: Cause| plan.error(Some(at), cause);
+            match entry {
+                Entry::Before(chore) => {
+                    timeline.begin(at);
+                    before(chore, host, &mut fds, &mut cgroup).map_err(error)?;
+                    timeline.end(at);
+                }
+                Entry::Clone(clone) => {
+                    timeline.begin(at);
+                    let (pid, pidfd) = make_child(&plan, clone, fds, &timeline).map_err(|f| error(f.into()))?;
+                    timeline.end(at);
+                    let forks = plan.entries.iter().any(|entry| matches!(entry, Entry::Child(Step::Fork(_))));
+                    return Ok(Launch {
+                        at: at + 1,
+                        forks,
+                        cgroup,
+                        hook_stderr,
+                        gated,
+                        ..Launch::of(plan, pid, pidfd, ours, timeline)
+                    });
+                }
+                Entry::Parent(_) | Entry::Child(_) | Entry::Both(_) => {}
+            }
+        }
+        Err(whole(Failed { call: Call::Clone3, errno: Errno::EINVAL }))
+    }
+
+    /// Goes on with a child that waits at its gate: `wire` is a connection to it.
+    ///
+    /// # Errors
+    /// When its pid is no process any more.
+    pub fn resume(plan: Plan, pid: Pid, wire: OwnedFd) -> Result<Launch, RunError> {
+        let whole = |failed| plan.error(None, failed);
+        let pidfd = pidfd_open(pid).map_err(whole)?;
+        let timeline = Timeline::new(plan.entries.len()).map_err(whole)?;
+        let gate = plan.entries.iter().position(|entry| matches!(entry, Entry::Both(Meeting::Start)));
+        let at = gate.unwrap_or(plan.entries.len());
+        Ok(Launch { at, arrived: Some(Meeting::Start), adopted: true, ..Launch::of(plan, pid, pidfd, wire, timeline) })
+    }
+
+    fn of(mut plan: Plan, pid: Pid, pidfd: OwnedFd, wire: OwnedFd, timeline: Timeline) -> Launch {
+        plan.state.pid = pid.as_raw();
+        Launch {
+            plan,
+            at: 0,
+            wire: Some(wire),
+            pid,
+            child: Child(Some(pidfd)),
+            forks: false,
+            arrived: None,
+            started: false,
+            executing: false,
+            exit: None,
+            adopted: false,
+            gated: false,
+            console: None,
+            cgroup: None,
+            hook: None,
+            hook_stderr: None,
+            words: None,
+            failure: None,
+            sweep: None,
+            timeline: Some(timeline),
+        }
+    }
+
+    /// The child's pid, as we see it. It may change once, before the first meeting, where a plan goes on in a copy.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// What to wait for.
+    pub fn wants(&self) -> Wants<'_> {
+        let mut exits = Vec::new();
+        if self.exit.is_none() && !self.adopted {
+            exits.push(self.pid);
+        }
+        exits.extend(self.hook.as_ref().map(hooks::Run::pid));
+        let readable = self.wire.as_ref().filter(|_| self.failure.is_none()).map(AsFd::as_fd);
+        let hook = self.hook.as_ref().and_then(hooks::Run::deadline);
+        Wants { readable, exits, deadline: self.sweep.map(|(when, _)| when).or(hook) }
+    }
+
+    /// The master of the container's terminal, once.
+    pub fn console(&mut self) -> Option<OwnedFd> {
+        self.console.take()
+    }
+
+    /// The cgroup this launch made.
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
+    }
+
+    /// When each step began and ended.
+    pub fn timeline(&self) -> Option<&Timeline> {
+        self.timeline.as_ref()
+    }
+
+    /// The plan that is carried out.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Lets the child live without us: it runs, or waits at a gate of its own. Whoever is to find it there must know of
+    /// it by now: a child at its gate that this process does not let go ends with this process.
+    ///
+    /// # Errors
+    /// When there is no descriptor left for it, or it ended at its gate.
+    pub fn into_launched(mut self) -> Result<Launched, RunError> {
+        if self.gated && self.arrived == Some(Meeting::Start) {
+            self.go()?;
+        }
+        let missing = Failed { call: Call::PidfdOpen, errno: Errno::EBADF };
+        let pidfd = self.child.0.take().ok_or_else(|| self.plan.error(None, missing))?;
+        if let Some(cgroup) = &mut self.cgroup {
+            cgroup.keep();
+        }
+        Ok(Launched { pid: self.pid, pidfd, cgroup: self.cgroup, timeline: self.timeline })
+    }
+
+    /// Opens the gate. Only once it is there: [`Progress::AtGate`].
+    pub fn start(&mut self) {
+        self.started = true;
+    }
+
+    /// Gives up: the child is killed; drive on until [`Launch::advance`] returns the error.
+    pub fn abandon(&mut self, why: &'static str) {
+        self.fail(self.plan.error(None, Cause::Abandoned(why)));
+    }
+
+    /// Goes on as far as it can without waiting.
+    ///
+    /// # Errors
+    /// The first step that failed, once the child is gone and everything made for it.
+    pub fn advance(&mut self, wake: Wake) -> Result<Progress, RunError> {
+        if self.failure.is_none()
+            && let Err(error) = self.listen()
+        {
+            self.fail(error);
+        }
+        match wake {
+            Wake::Readable => {}
+            Wake::Exited(pid, exit) if pid == self.pid => {
+                self.exit = Some(exit);
+                // Somebody else may hold its end for a moment: a hook before its exec, a copy it made before it was killed.
+                self.wire = None;
+            }
+            Wake::Exited(pid, exit) => self.hook_ended(pid, exit),
+            Wake::Deadline => self.hook_is_late(),
+        }
+        if self.failure.is_none() {
+            match self.walk() {
+                Ok(progress) => return Ok(progress),
+                Err(error) => self.fail(error),
+            }
+        }
+        self.undo()
+    }
+
+    /// Takes in what the child has said.
+    fn listen(&mut self) -> Result<(), RunError> {
+        while let Some(wire) = &self.wire {
+            match Message::receive(wire.as_fd(), false) {
+                Ok(Some((Heard::Message(message), fd))) => self.heard(message, fd)?,
+                Ok(Some((Heard::Words(words), _))) => self.words = Some(words),
+                Ok(None) => self.wire = None,
+                Err(Failed { errno: Errno::EAGAIN, .. }) => break,
+                // The child ended with words of ours unread.
+                Err(Failed { errno: Errno::ECONNRESET, .. }) => self.wire = None,
+                Err(failed) => return Err(self.plan.error(None, failed)),
+            }
+        }
+        Ok(())
+    }
+
+    fn heard(&mut self, message: Message, fd: Option<OwnedFd>) -> Result<(), RunError> {
+        match message {
+            Message::Failed { step, failed } => {
+                let stderr = self.hook_stderr.as_ref().filter(|_| failed.call == Call::Hook).map(hooks::tail);
+                let words = stderr.or(self.words.take());
+                let cause = words.map_or(Cause::Failed(failed), |words| Cause::Explained { failed, words });
+                return Err(self.plan.error(Some(usize::from(step)), cause));
+            }
+            Message::Arrived(meeting) => self.arrived = Some(meeting),
+            Message::Console => self.console = fd,
+            Message::Listener(number) => {
+                let sent = self.pass_listener(number).and_then(|()| self.say_go());
+                sent.map_err(|failed| self.plan.error(None, Cause::Agent(failed)))?;
+            }
+            Message::Forked(pid) => {
+                self.pid = Pid::from_raw(pid);
+                self.plan.state.pid = pid;
+                self.exit = None;
+                self.forks = false;
+                // The one before it ends by itself, and need not be killed.
+                drop(std::mem::replace(&mut self.child, Child(fd)).0.take());
+            }
+            Message::Executing => self.executing = true,
+            Message::Go(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Goes through the runtime's part of the list.
+    fn walk(&mut self) -> Result<Progress, RunError> {
+        loop {
+            let Some(entry) = self.plan.entries.get(self.at) else { return Ok(Progress::Running) };
+            match entry {
+                Entry::Child(Step::Exec { .. }) => {
+                    if self.wire.is_some() {
+                        return Ok(Progress::Waiting);
+                    }
+                    if !self.executing {
+                        return Err(self.died());
+                    }
+                }
+                Entry::Both(meeting) => {
+                    // The copy may be here before the word that it is the child now.
+                    if self.arrived != Some(*meeting) || self.forks {
+                        return if self.wire.is_none() { Err(self.died()) } else { Ok(Progress::Waiting) };
+                    }
+                    if *meeting == Meeting::Start && !self.started {
+                        return Ok(Progress::AtGate);
+                    }
+                    self.arrived = None;
+                    self.go()?;
+                }
+                Entry::Parent(Chore::Hook(_)) if self.hook.is_some() => return Ok(Progress::Waiting),
+                Entry::Parent(_) => {
+                    self.stamp(Timeline::begin);
+                    let waits = self.chore().map_err(|cause| self.plan.error(Some(self.at), cause))?;
+                    if waits {
+                        return Ok(Progress::Waiting);
+                    }
+                    self.stamp(Timeline::end);
+                }
+                Entry::Before(_) | Entry::Clone(_) | Entry::Child(_) => {}
+            }
+            self.at += 1;
+        }
+    }
+
+    fn stamp(&self, stamp: fn(&Timeline, usize)) {
+        if let Some(timeline) = &self.timeline {
+            stamp(timeline, self.at);
+        }
+    }
+
+    fn go(&mut self) -> Result<(), RunError> {
+        match self.say_go() {
+            Ok(()) => Ok(()),
+            Err(Failed { errno: Errno::EPIPE | Errno::ECONNRESET, .. }) => Err(self.died()),
+            Err(failed) => Err(self.plan.error(Some(self.at), failed)),
+        }
+    }
+
+    /// Does the chore the runtime is at; true if it is one to wait for.
+    fn chore(&mut self) -> Result<bool, Cause> {
+        let Some(Entry::Parent(chore)) = self.plan.entries.get(self.at) else { return Ok(false) };
+        if self.exit.is_some() && !matches!(chore, Chore::Hook(_)) {
+            // It was reaped: its number may be a stranger's by now.
+            return Err(Cause::Died { exit: None, oom: false });
+        }
+        match chore {
+            Chore::IdMaps { uids, gids, deny_setgroups } => {
+                crate::step::map_ids(self.pid, uids, gids, *deny_setgroups)?;
+            }
+            Chore::OomScoreAdj(score) => {
+                let path = format!("/proc/{}/oom_score_adj", self.pid);
+                fs::write(path, score.to_string()).map_err(io_failed(Call::Write))?;
+            }
+            Chore::Rlimits(limits) => limits.iter().try_for_each(|limit| limit.set(self.pid))?,
+            Chore::Hook(hook) => {
+                let state = &self.plan.state;
+                self.hook = Some(hooks::Run::spawn(hook, &state.bundle(), &state.json(hook.moment()))?);
+                return Ok(true);
+            }
+            Chore::OpenNamespace { .. } | Chore::Mount(_) | Chore::Cgroup { .. } => {}
+        }
+        Ok(false)
+    }
+
+    fn hook_ended(&mut self, pid: Pid, exit: Exit) {
+        let Some(hook) = self.hook.take_if(|hook| hook.pid() == pid) else { return };
+        match hook.finish(exit) {
+            Ok(()) => {
+                self.stamp(Timeline::end);
+                self.at += 1;
+            }
+            Err(error) => self.fail(self.plan.error(Some(self.at), error)),
+        }
+    }
+
+    fn hook_is_late(&mut self) {
+        if let Some(hook) = self.hook.as_mut().filter(|hook| hook.deadline().is_some_and(|when| when <= Instant::now()))
+            && let Err(failed) = hook.kill()
+        {
+            log::warn!("cannot kill a hook whose time is up: {failed}");
+        }
+    }
+
+    /// The child's end of the wire is closed, and it did not say why.
+    fn died(&self) -> RunError {
+        let step = self.timeline.as_ref().and_then(Timeline::unfinished).or(Some(self.at));
+        self.plan.error(step, Cause::Died { exit: None, oom: false }) // `undo` knows more
+    }
+
+    fn fail(&mut self, error: RunError) {
+        self.child.kill();
+        if let Some(hook) = &mut self.hook
+            && let Err(failed) = hook.kill()
+        {
+            log::debug!("cannot kill a hook of a container that failed: {failed}");
+        }
+        self.failure.get_or_insert(error);
+    }
+
+    /// Once child and hook are reaped, removes the cgroup and returns the failure.
+    fn undo(&mut self) -> Result<Progress, RunError> {
+        if (self.exit.is_none() && !self.adopted) || self.hook.is_some() {
+            return Ok(Progress::Waiting);
+        }
+        let oom = self.cgroup.as_ref().and_then(Cgroup::memory_facts).is_some_and(|facts| facts.kills > 0);
+        if let Some(failure) = &mut self.failure {
+            failure.child_ended(self.exit, oom);
+        }
+        if let Some(cgroup) = &mut self.cgroup {
+            let (_, left) = self.sweep.unwrap_or((Instant::now(), SWEEPS));
+            match cgroup.kill().and_then(|()| cgroup.remove()) {
+                Ok(()) => {}
+                Err(CgroupError::Busy { .. }) if left > 0 => {
+                    self.sweep = Some((Instant::now() + SWEEP_AFTER, left - 1));
+                    return Ok(Progress::Waiting);
+                }
+                Err(error) => log::warn!("cannot remove the cgroup of a container that failed: {error}"),
+            }
+            self.cgroup = None;
+        }
+        self.child.0 = None;
+        let unknown = Cause::Died { exit: self.exit, oom: false };
+        Err(self.failure.take().unwrap_or_else(|| self.plan.error(None, unknown)))
+    }
+
+    /// Hands the seccomp agent its descriptor, with the state document.
+    fn pass_listener(&self, number: i32) -> Result<(), Failed> {
+        let filter = self.plan.entries.iter().find_map(|entry| match entry {
+            Entry::Child(Step::Seccomp(filter)) => filter.listener.as_ref(),
+            _ => None,
+        });
+        let (Some(Listener { path, metadata }), Some(child)) = (filter, &self.child.0) else { return Ok(()) };
+        let listener = pidfd_getfd(child.as_fd(), number)?;
+        let agent = crate::sys::socket::connect(path)?;
+        crate::sys::socket::send(agent.as_fd(), &self.plan.state.seccomp_json(metadata), Some(listener.as_fd()))
+    }
+
+    fn say_go(&self) -> Result<(), Failed> {
+        let wire = self.wire.as_ref().ok_or(Failed { call: Call::Sendmsg, errno: Errno::EPIPE })?;
+        Message::Go(self.pid.as_raw()).send(wire.as_fd(), None)
+    }
+}
+
+/// A child of a process with threads could deadlock on a lock that a thread held: refuse.
+fn one_thread(plan: &Plan) -> Result<(), RunError> {
+    // The link count of the directory is two, and one for each thread (proc(5)).
+    let threads = fs::metadata("/proc/self/task").map_err(io_failed(Call::Statx)).map_err(|f| plan.error(None, f))?;
+    match threads.nlink().saturating_sub(2) {
+        1 => Ok(()),
+        threads => Err(plan.error(None, Cause::Threads(threads))),
+    }
+}
+
+/// Descriptors below 3 would be in the way when the child arranges its own.
+fn above_stdio(fd: OwnedFd) -> Result<OwnedFd, Failed> {
+    if fd.as_raw_fd() > 2 { Ok(fd) } else { crate::sys::process::dup_above(fd.as_fd(), 3) }
+}
+
+/// What the runtime does before the child exists.
+fn before(chore: &Chore, host: Option<&Host>, fds: &mut Fds, made: &mut Option<Cgroup>) -> Result<(), Cause> {
+    // The path could name anything, a FIFO too: nothing here waits.
+    let read = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    match chore {
+        Chore::OpenNamespace { kind, flag, path, change } => {
+            let fd = nix::fcntl::open(path, read, Mode::empty()).map_err(Call::Open.failed())?;
+            match namespace_kind(fd.as_fd()) {
+                Ok(kind) if kind == flag.bits() => {}
+                // ENOTTY: no namespace at all.
+                Ok(_) | Err(Failed { errno: Errno::ENOTTY, .. }) => {
+                    return Err(Failed { call: Call::Setns, errno: Errno::EINVAL }.into());
+                }
+                Err(failed) => return Err(failed.into()),
+            }
+            let own = fs::metadata(format!("/proc/self/ns/{kind}")).map_err(io_failed(Call::Statx))?;
+            if *change && fstat(&fd).map_err(Call::Fstat.failed())?.st_ino == own.ino() {
+                return Err(Failed { call: Call::HostRule, errno: Errno::EPERM }.into());
+            }
+            fds.namespaces.push((*flag, fd));
+        }
+        Chore::Mount(mount) => mount.run(fds)?,
+        Chore::Cgroup { path, limits } => {
+            if let Some(host) = host {
+                let cgroup = Cgroup::create(path, limits, &host.cgroups)?;
+                fds.cgroup = Some(cgroup.entry()?);
+                *made = Some(cgroup);
+            }
+        }
+        Chore::IdMaps { .. } | Chore::OomScoreAdj(_) | Chore::Rlimits(_) | Chore::Hook(_) => {}
+    }
+    Ok(())
+}
+
+/// Makes the child, which never returns from here.
+fn make_child(
+    plan: &Plan,
+    clone: &crate::step::Clone,
+    fds: Fds,
+    timeline: &Timeline,
+) -> Result<(Pid, OwnedFd), Failed> {
+    let into = ClonedInto {
+        cgroup: fds.cgroup.as_ref().and_then(cgroup::Entry::clone_into),
+        container: fds.container.as_ref().map(AsFd::as_fd),
+    };
+    // The child resets every handler before it unblocks them: ours would answer for the runtime.
+    let mask = block_signals()?;
+    let cloned = clone_child(clone, &into, &fds);
+    if matches!(cloned, Ok(Cloned::Child)) {
+        child::live(plan, fds, timeline);
+    }
+    restore_signals(&mask)?;
+    match cloned? {
+        Cloned::Parent(pid, pidfd) => Ok((pid, pidfd)),
+        Cloned::Child => exit_now(1), // it went another way above
+    }
+}
