@@ -24,15 +24,20 @@
 //! and [`features`] (what a host, and what this build, can do). Every `unsafe` is in [`sys`].
 
 pub mod cgroup;
+pub mod container;
 mod facts;
+pub mod features;
+pub mod gate;
 pub mod hooks;
 pub mod host;
 pub mod plan;
+pub mod probe;
 pub mod rootfs;
 pub mod run;
 pub mod sealed;
 pub mod seccomp;
 pub mod spec;
+pub mod state;
 mod step;
 pub mod sys;
 
