@@ -1,0 +1,673 @@
+//! What a process reads and writes: FIFOs, files and loggers, as the client named them; terminals are in `console`.
+//!
+//! Where it can, the process itself gets the client's FIFO, and its output costs the shim nothing. The shim only holds a
+//! second reader, so that a client that goes away (containerd restarting) means neither EPIPE for the process nor the end
+//! of what is already in the FIFO. Being a reader it does not keep the client from seeing the end: that comes with the last
+//! writer in the container. For stdin it is the other way round: the shim holds a second writer until CloseIO.
+//!
+//! A pipe of our own stands between, and the shim moves the bytes along, where a FIFO of the client's would not do:
+//! - the output of an exec: Delete must end the client's reading although a child left behind still holds the other end,
+//!   and nothing can take a writer away from a FIFO;
+//! - a process that may not reopen the FIFO, which belongs to the client, as `/dev/stdout`: other users than root, user
+//!   namespaces, SELinux labels;
+//! - a regular file: `echo > /dev/stdout` would truncate it, and the whole log with it.
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    poll::PollFlags,
+    sys::{
+        inotify::{AddWatchFlags, InitFlags, Inotify},
+        stat::fstat,
+    },
+    unistd::{Gid, Uid, fchown, pipe2},
+};
+use thiserror::Error;
+use tokio::{io::Interest, time::timeout};
+
+use crate::{
+    console::Console,
+    flow::{Copy, End, flow, poll_now, set_flag},
+    logger::{Logger, LoggerError},
+    reap::Reaper,
+    sys::ready,
+};
+
+/// How long a client may take to open the reading end of an output FIFO.
+const READER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long Delete waits for output that is still on its way.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Why a process could not be given its stdio.
+#[derive(Debug, Error)]
+pub(crate) enum StdioError {
+    #[error("unknown STDIO scheme {0}")]
+    Scheme(String),
+    #[error("malformed STDIO URI {0}")]
+    Uri(String),
+    #[error("open {what} {path:?}: {source}")]
+    Open { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("open {what} {path:?}: nobody opened it to read within 30 s")]
+    NoReader { what: &'static str, path: PathBuf },
+    #[error("{step}: {source}")]
+    System { step: &'static str, source: io::Error },
+    #[error(transparent)]
+    Logger(#[from] LoggerError),
+}
+
+/// What the client asked for, as it said it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wanted {
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) terminal: bool,
+}
+
+/// Who will use it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct User {
+    /// The process's user, in the shim's namespace; also the owner of the pipes made for it.
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+    /// Something beside the mode bits decides what it may open: an SELinux label.
+    pub(crate) confined: bool,
+    /// It was exec'ed into a container, and may leave children behind that hold its stdio.
+    pub(crate) exec: bool,
+}
+
+/// What a process that has no terminal is started with.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    pub(crate) stdin: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+}
+
+/// The shim's side of a process's stdio. Dropping it closes all of that.
+#[derive(Default)]
+pub(crate) struct Stdio {
+    /// Keeps stdin from ending before CloseIO.
+    stdin: Option<OwnedFd>,
+    /// What else is only held open: second readers of output FIFOs, the pipes to a logger.
+    held: Vec<OwnedFd>,
+    input: Option<Copy>,
+    outputs: Vec<Copy>,
+    logger: Option<Logger>,
+    /// What a terminal will be connected with: where its input comes from, and where its output goes.
+    for_console: Option<(Option<End>, End)>,
+    console: Option<Console>,
+}
+
+impl Stdio {
+    /// Opens what `wanted` names, and returns what the process gets unless it gets a terminal.
+    ///
+    /// `owner` is the container's or the exec's id and the namespace, for a logger.
+    pub(crate) async fn open(
+        wanted: &Wanted,
+        user: User,
+        owner: (&str, &str),
+        reaper: &Reaper,
+    ) -> Result<(Self, Option<Ends>), StdioError> {
+        let mut stdio = Self::default();
+        match stdio.open_all(wanted, user, owner, reaper).await {
+            Ok(ends) => Ok((stdio, ends)),
+            Err(error) => {
+                // A logger that was started already has nothing to log, and nobody else to stop it.
+                stdio.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_all(
+        &mut self,
+        wanted: &Wanted,
+        user: User,
+        owner: (&str, &str),
+        reaper: &Reaper,
+    ) -> Result<Option<Ends>, StdioError> {
+        let (out, err) = self.open_outputs(wanted, owner, reaper).await?;
+        let input = open_stdin(&wanted.stdin)?;
+        if wanted.terminal {
+            let from = match input {
+                Input::Device(_) => None,
+                Input::Fifo { reader, writer } => {
+                    self.stdin = Some(writer);
+                    Some(End::source(reader).map_err(system("watch stdin"))?)
+                }
+            };
+            self.for_console = Some((from, out.into_sink()?));
+            return Ok(None);
+        }
+        let stdin = match input {
+            Input::Device(fd) => fd,
+            Input::Fifo { reader, writer } => {
+                self.stdin = Some(writer);
+                if user.may_reopen(&reader)? {
+                    blocking(reader)?
+                } else {
+                    let (read_end, write_end) = pipe()?;
+                    user.own(&read_end)?;
+                    let from = End::source(reader).map_err(system("watch stdin"))?;
+                    let to = End::sink(write_end, None).map_err(system("watch stdin"))?;
+                    self.input = Some(copy("stdin", from, to));
+                    read_end
+                }
+            }
+        };
+        Ok(Some(Ends { stdin, stdout: self.give("stdout", out, user)?, stderr: self.give("stderr", err, user)? }))
+    }
+
+    /// Connects a terminal with what the client opened for it.
+    pub(crate) fn attach(&mut self, master: OwnedFd) -> Result<(), StdioError> {
+        if let Some((from, to)) = self.for_console.take() {
+            self.console = Some(Console::new(master, from, to).map_err(system("connect the terminal"))?);
+        }
+        Ok(())
+    }
+
+    /// Sets the terminal's size; without a terminal there is nothing to do.
+    pub(crate) fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
+        self.console.as_ref().map_or(Ok(()), |console| console.resize(columns, rows))
+    }
+
+    /// Lets stdin end once the client has closed it too.
+    pub(crate) fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// The process has ended, and so may its terminal.
+    pub(crate) fn exited(&mut self) {
+        if let Some(console) = &mut self.console {
+            console.exited();
+        }
+    }
+
+    /// Waits, though not for ever, until all output has reached the client; then closes everything and stops the logger.
+    pub(crate) async fn close(mut self) {
+        // Not stdin yet: a terminal whose input ends is hung up, and what it has still to say would be lost.
+        self.exited();
+        let outputs = self.outputs.iter_mut().chain(self.console.as_mut().map(Console::copy));
+        let drained = async {
+            for copy in outputs {
+                copy.done().await;
+            }
+        };
+        if timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+            log::info!("output is still held open {DRAIN_TIMEOUT:?} after its process ended, and is cut off");
+        }
+        let logger = self.logger.take();
+        drop(self);
+        if let Some(logger) = logger {
+            logger.stop().await;
+        }
+    }
+
+    /// Opens stdout and stderr. Only the scheme of stdout counts.
+    async fn open_outputs(
+        &mut self,
+        wanted: &Wanted,
+        (id, namespace): (&str, &str),
+        reaper: &Reaper,
+    ) -> Result<(Output, Output), StdioError> {
+        match Uri::parse(&wanted.stdout)? {
+            Uri::File(path) => {
+                let out = open_log(&path).map_err(|source| StdioError::Open { what: "stdout", path, source })?;
+                let err = out.try_clone().map_err(system("duplicate the log file"))?;
+                Ok((Output::File(out), Output::File(err)))
+            }
+            Uri::Logger { path, args, strict } => {
+                let ((out_read, out), (err_read, err)) = (pipe()?, pipe()?);
+                let logger =
+                    self.logger.insert(Logger::spawn(&path, &args, (id, namespace), out_read, err_read, reaper)?);
+                logger.ready(strict).await?;
+                Ok((Output::Logger(out), Output::Logger(err)))
+            }
+            Uri::Path(path) => {
+                let out = open_output("stdout", path).await?;
+                // A terminal has one output.
+                let stderr = if wanted.terminal { None } else { plain_path(&wanted.stderr) };
+                Ok((out, open_output("stderr", stderr).await?))
+            }
+        }
+    }
+
+    /// The end of an output that the process gets.
+    fn give(&mut self, what: &'static str, output: Output, user: User) -> Result<OwnedFd, StdioError> {
+        match output {
+            Output::Device(fd) => Ok(fd),
+            Output::Logger(fd) => {
+                let end = fd.try_clone().map_err(system("duplicate the logger's pipe"))?;
+                user.own(&end)?;
+                // The logger is to see the end at Delete, not when the process ends.
+                self.held.push(fd);
+                Ok(end)
+            }
+            Output::Fifo { writer, spare } if !user.exec && user.may_reopen(&writer)? => {
+                self.held.push(spare);
+                blocking(writer)
+            }
+            output @ (Output::Fifo { .. } | Output::File(_)) => {
+                let (read_end, write_end) = pipe()?;
+                user.own(&write_end)?;
+                let from = End::source(read_end).map_err(system("watch a pipe"))?;
+                self.outputs.push(copy(what, from, output.into_sink()?));
+                Ok(write_end)
+            }
+        }
+    }
+}
+
+fn copy(what: &'static str, from: End, to: End) -> Copy {
+    Copy::spawn(async move {
+        match flow(&from, &to).await {
+            // Nobody reads stdin any more.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => log::warn!("copy {what}: {error}"),
+            Ok(()) => {}
+        }
+    })
+}
+
+impl User {
+    /// Whether the process may open this FIFO again by way of /proc/self/fd, as it may a pipe of its own.
+    fn may_reopen(&self, fd: &OwnedFd) -> Result<bool, StdioError> {
+        let meta = fstat(fd).map_err(|errno| system("examine a FIFO")(errno.into()))?;
+        Ok(!self.confined && meta.st_uid == self.uid.as_raw() && meta.st_mode & 0o600 == 0o600)
+    }
+
+    /// Lets the process reopen its end of a pipe, as `/dev/stdout` for one.
+    fn own(&self, pipe: &OwnedFd) -> Result<(), StdioError> {
+        fchown(pipe, Some(self.uid), Some(self.gid)).map_err(|errno| system("give a pipe to its user")(errno.into()))
+    }
+}
+
+/// Where an output goes.
+enum Output {
+    /// /dev/null, or whatever device the client named.
+    Device(OwnedFd),
+    /// The client's FIFO, and a reader that never reads.
+    Fifo { writer: OwnedFd, spare: OwnedFd },
+    /// A regular file, opened to append.
+    File(OwnedFd),
+    /// The pipe a logger reads.
+    Logger(OwnedFd),
+}
+
+impl Output {
+    fn into_sink(self) -> Result<End, StdioError> {
+        match self {
+            Self::Device(fd) | Self::File(fd) => Ok(End::Ready(fd)),
+            Self::Fifo { writer, spare } => End::sink(writer, Some(spare)).map_err(system("watch an output")),
+            Self::Logger(fd) => End::sink(fd, None).map_err(system("watch an output")),
+        }
+    }
+}
+
+/// Where stdin comes from.
+enum Input {
+    Device(OwnedFd),
+    /// The client's FIFO, and a writer that never writes.
+    Fifo {
+        reader: OwnedFd,
+        writer: OwnedFd,
+    },
+}
+
+fn open_stdin(path: &str) -> Result<Input, StdioError> {
+    let Some(path) = plain_path(path) else { return Ok(Input::Device(null()?)) };
+    let open = |options: &mut OpenOptions| {
+        let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+        file.map_err(|source| StdioError::Open { what: "stdin", path: path.into(), source })
+    };
+    let reader = open(OpenOptions::new().read(true))?;
+    if reader.metadata().map_err(system("examine stdin"))?.file_type().is_fifo() {
+        let writer = open(OpenOptions::new().write(true))?.into();
+        return Ok(Input::Fifo { reader: reader.into(), writer });
+    }
+    Ok(Input::Device(blocking(reader.into())?))
+}
+
+async fn open_output(what: &'static str, path: Option<&Path>) -> Result<Output, StdioError> {
+    let Some(path) = path else { return Ok(Output::Device(null()?)) };
+    let failed = |source| StdioError::Open { what, path: path.into(), source };
+    let open = |options: &mut OpenOptions| options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    let writer = match open(OpenOptions::new().write(true)) {
+        Ok(writer) => writer,
+        // A FIFO whose reader is not there yet.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+            let found = timeout(READER_TIMEOUT, wait_for_reader(path)).await;
+            found.map_err(|_| StdioError::NoReader { what, path: path.into() })?.map_err(failed)?
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let kind = writer.metadata().map_err(failed)?.file_type();
+    if kind.is_fifo() {
+        let spare = open(OpenOptions::new().read(true)).map_err(failed)?.into();
+        Ok(Output::Fifo { writer: writer.into(), spare })
+    } else if kind.is_file() {
+        let file = writer.into();
+        set_flag(&file, OFlag::O_APPEND, true).map_err(failed)?;
+        Ok(Output::File(file))
+    } else {
+        Ok(Output::Device(blocking(writer.into())?))
+    }
+}
+
+/// A writer of the FIFO `path`, once a client reads it. Until then nothing may be written: it would be lost with us.
+///
+/// Opening a FIFO to write without blocking needs a reader, so we are one for a moment. From then on there is a writer,
+/// a client's open succeeds at once, and inotify tells of it.
+async fn wait_for_reader(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let bait = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
+    if !bait.metadata()?.file_type().is_fifo() {
+        return Err(Errno::ENXIO.into());
+    }
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    inotify.add_watch(path, AddWatchFlags::IN_OPEN)?;
+    let opened = ready::watch(inotify.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+    let writer = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+    drop(bait);
+    loop {
+        let mut guard = opened.readable().await?;
+        // A writer polls as broken for as long as nobody reads.
+        if !poll_now(&writer, PollFlags::POLLOUT)?.contains(PollFlags::POLLERR) {
+            return Ok(writer);
+        }
+        match inotify.read_events() {
+            Ok(_) => {}
+            Err(Errno::EAGAIN) => guard.clear_ready(),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// `file://`: folders and file are made when missing.
+fn open_log(path: &Path) -> io::Result<OwnedFd> {
+    if let Some(folder) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    }
+    Ok(OpenOptions::new().append(true).create(true).mode(0o644).open(path)?.into())
+}
+
+fn null() -> Result<OwnedFd, StdioError> {
+    let path = "/dev/null";
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    file.map(OwnedFd::from).map_err(|source| StdioError::Open { what: "stdio", path: path.into(), source })
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), StdioError> {
+    pipe2(OFlag::O_CLOEXEC).map_err(|errno| system("make a pipe")(errno.into()))
+}
+
+/// A process expects its stdio to block. The flag belongs to this opening alone, not to the client's.
+fn blocking(fd: OwnedFd) -> Result<OwnedFd, StdioError> {
+    set_flag(&fd, OFlag::O_NONBLOCK, false).map_err(system("make stdio blocking"))?;
+    Ok(fd)
+}
+
+fn system(step: &'static str) -> impl Fn(io::Error) -> StdioError {
+    move |source| StdioError::System { step, source }
+}
+
+/// A path as clients write it: bare, or as `fifo://`.
+fn plain_path(text: &str) -> Option<&Path> {
+    let path = text.strip_prefix("fifo://").unwrap_or(text);
+    (!path.is_empty()).then(|| Path::new(path))
+}
+
+/// What a client may say as stdout.
+#[derive(Debug, PartialEq, Eq)]
+enum Uri<'a> {
+    Path(Option<&'a Path>),
+    File(PathBuf),
+    Logger { path: PathBuf, args: Vec<String>, strict: bool },
+}
+
+impl<'a> Uri<'a> {
+    fn parse(text: &'a str) -> Result<Self, StdioError> {
+        let malformed = || StdioError::Uri(text.to_owned());
+        let Some((scheme, rest)) = text.split_once("://") else { return Ok(Self::Path(plain_path(text))) };
+        match scheme {
+            "fifo" => Ok(Self::Path(plain_path(text))),
+            "file" => Ok(Self::File(percent_decoded(rest, false).ok_or_else(malformed)?.into())),
+            "binary" | "binary-v2" => {
+                let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+                let mut args = Vec::new();
+                // An argument for each key and each value, even an empty one, in the order they were written.
+                for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+                    let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+                    args.push(percent_decoded(key, true).ok_or_else(malformed)?);
+                    args.push(percent_decoded(value, true).ok_or_else(malformed)?);
+                }
+                let path = percent_decoded(path, false).ok_or_else(malformed)?.into();
+                Ok(Self::Logger { path, args, strict: scheme == "binary-v2" })
+            }
+            other => Err(StdioError::Scheme(other.to_owned())),
+        }
+    }
+}
+
+/// Undoes percent-encoding; in a query `+` is a space. None if it is not UTF-8 or an escape is cut short.
+fn percent_decoded(text: &str, query: bool) -> Option<String> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
+            }
+            b'+' if query => b' ',
+            byte => byte,
+        });
+    }
+    String::from_utf8(decoded).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read as _, thread};
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+    use tokio::runtime::Builder;
+
+    use super::*;
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { timeout(Duration::from_secs(20), future).await.expect("must not hang") })
+    }
+
+    fn me(exec: bool) -> User {
+        User { uid: Uid::current(), gid: Gid::current(), confined: false, exec }
+    }
+
+    fn folder_with_fifo(name: &str) -> (tempfile::TempDir, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let path = path.to_str().unwrap().to_owned();
+        (folder, path)
+    }
+
+    /// A client: reads a FIFO to its end.
+    fn client(path: &str) -> thread::JoinHandle<String> {
+        let path = path.to_owned();
+        #[expect(clippy::disallowed_methods, reason = "a test may have threads; the shim may not")]
+        thread::spawn(move || {
+            let mut text = String::new();
+            File::open(path).unwrap().read_to_string(&mut text).unwrap();
+            text
+        })
+    }
+
+    fn wanted(stdout: &str) -> Wanted {
+        Wanted { stdout: stdout.to_owned(), ..Wanted::default() }
+    }
+
+    fn write_to(fd: OwnedFd, text: &str) {
+        io::Write::write_all(&mut File::from(fd), text.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn a_client_that_comes_late_gets_everything_and_the_end() {
+        for exec in [false, true] {
+            let (_folder, path) = folder_with_fifo("out");
+            let text = block_on(async {
+                let reaper = Reaper::default();
+                let (wanted, late) = (wanted(&path), path.clone());
+                let mut reader = None;
+                let open = Stdio::open(&wanted, me(exec), ("c", "n"), &reaper);
+                tokio::pin!(open);
+                // Opening waits for a reader, and does not hold up anybody else meanwhile.
+                let (stdio, ends) = loop {
+                    tokio::select! {
+                        biased;
+                        opened = &mut open => break opened.unwrap(),
+                        () = tokio::task::yield_now(), if reader.is_none() => reader = Some(client(&late)),
+                    }
+                };
+                write_to(ends.unwrap().stdout, "hello");
+                stdio.close().await;
+                reader.unwrap()
+            });
+            assert_eq!(text.join().unwrap(), "hello", "exec: {exec}");
+        }
+    }
+
+    #[test]
+    fn init_writes_to_the_clients_fifo_itself_and_an_exec_does_not() {
+        for exec in [false, true] {
+            let (_folder, path) = folder_with_fifo("out");
+            let reader = client(&path);
+            block_on(async {
+                let reaper = Reaper::default();
+                let (stdio, ends) = Stdio::open(&wanted(&path), me(exec), ("c", "n"), &reaper).await.unwrap();
+                let ends = ends.unwrap();
+                let same = fstat(&ends.stdout).unwrap().st_ino == nix::sys::stat::stat(path.as_str()).unwrap().st_ino;
+                assert_eq!(same, !exec);
+                let flags = nix::fcntl::fcntl(&ends.stdout, nix::fcntl::FcntlArg::F_GETFL).unwrap();
+                assert!(!OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK), "programs expect stdout to block");
+                drop(ends);
+                stdio.close().await;
+            });
+            assert_eq!(reader.join().unwrap(), "");
+        }
+    }
+
+    #[test]
+    fn closing_an_exec_ends_the_clients_reading_although_a_child_holds_on() {
+        let (_folder, path) = folder_with_fifo("out");
+        let reader = client(&path);
+        block_on(async {
+            let reaper = Reaper::default();
+            let (stdio, ends) = Stdio::open(&wanted(&path), me(true), ("c", "n"), &reaper).await.unwrap();
+            let held_by_a_child = ends.unwrap().stdout;
+            drop(stdio);
+            // The copy is cancelled by its drop, at the runtime's next turn.
+            tokio::task::yield_now().await;
+            drop(held_by_a_child);
+        });
+        assert_eq!(reader.join().unwrap(), "");
+    }
+
+    #[test]
+    fn stdin_ends_when_the_shim_and_the_client_have_closed_it() {
+        let (_folder, path) = folder_with_fifo("in");
+        block_on(async {
+            let wanted = Wanted { stdin: path.clone(), ..Wanted::default() };
+            let (mut stdio, ends) = Stdio::open(&wanted, me(false), ("c", "n"), &Reaper::default()).await.unwrap();
+            let mut client = OpenOptions::new().write(true).open(&path).unwrap();
+            io::Write::write_all(&mut client, b"one ").unwrap();
+            drop(client);
+            let mut stdin = File::from(ends.unwrap().stdin);
+            assert!(poll_now(&stdin, PollFlags::POLLIN).unwrap() == PollFlags::POLLIN, "no end of file yet");
+            let mut client = OpenOptions::new().write(true).open(&path).unwrap();
+            io::Write::write_all(&mut client, b"two").unwrap();
+            drop(client);
+            stdio.close_stdin();
+            let mut text = String::new();
+            stdin.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "one two");
+        });
+    }
+
+    #[test]
+    fn a_log_file_is_made_and_appended_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b c/log");
+        let uri = format!("file://{}", path.to_str().unwrap().replace(' ', "%20"));
+        for text in [
+            "one
+", "two
+",
+        ] {
+            block_on(async {
+                let reaper = Reaper::default();
+                let (stdio, ends) = Stdio::open(&wanted(&uri), me(false), ("c", "n"), &reaper).await.unwrap();
+                let ends = ends.unwrap();
+                write_to(ends.stdout, text);
+                write_to(
+                    ends.stderr,
+                    "err
+",
+                );
+                stdio.close().await;
+            });
+        }
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(
+            text.matches(
+                "one
+"
+            )
+            .count()
+                + text
+                    .matches(
+                        "two
+"
+                    )
+                    .count()
+                + text
+                    .matches(
+                        "err
+"
+                    )
+                    .count(),
+            4
+        );
+    }
+
+    #[test]
+    fn uris_are_told_apart() {
+        let path = |text| Uri::Path(Some(Path::new(text)));
+        assert_eq!(Uri::parse("").unwrap(), Uri::Path(None));
+        assert_eq!(Uri::parse("/a").unwrap(), path("/a"));
+        assert_eq!(Uri::parse("fifo:///a").unwrap(), path("/a"));
+        assert_eq!(Uri::parse("file:///a%2fb").unwrap(), Uri::File("/a/b".into()));
+        assert_eq!(
+            Uri::parse("binary-v2:///bin/log?a=1+2&b&c=").unwrap(),
+            Uri::Logger {
+                path: "/bin/log".into(),
+                args: ["a", "1 2", "b", "", "c", ""].map(str::to_owned).to_vec(),
+                strict: true
+            }
+        );
+        assert_eq!(Uri::parse("npipe://x").unwrap_err().to_string(), "unknown STDIO scheme npipe");
+        assert!(Uri::parse("file:///%f").is_err());
+        assert!(Uri::parse("file:///%ff").is_err());
+    }
+}

@@ -1,0 +1,15 @@
+//! Descriptors in the event loop.
+#![expect(unsafe_code, reason = "tokio wants a promise about descriptors")]
+
+use std::{io, os::fd::OwnedFd};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Has the event loop watch `fd`, which epoll must be able to.
+///
+/// # Errors
+/// When it is not (EPERM: a regular file), or too many are watched.
+pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open as long as it lives, and is one and the same descriptor all the time.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
