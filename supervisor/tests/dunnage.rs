@@ -1,0 +1,125 @@
+//! The command line as people and scripts meet it: the real binary, on this host.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn dunnage(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_dunnage")).args(args).output().unwrap()
+}
+
+fn text(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn doctor() -> (Value, Option<i32>) {
+    let output = dunnage(&["doctor", "--format", "json"]);
+    assert!(output.stderr.is_empty(), "{output:?}");
+    (serde_json::from_slice(&output.stdout).unwrap(), output.status.code())
+}
+
+fn finding<'a>(report: &'a Value, subject: &str) -> Option<&'a Value> {
+    report["findings"].as_array().unwrap().iter().find(|finding| finding["subject"] == subject)
+}
+
+#[test]
+fn doctor_says_the_same_in_both_formats_and_by_its_exit_code() {
+    let (table, (report, code)) = (dunnage(&["doctor"]), doctor());
+    assert_eq!(code, Some(i32::from(report["verdict"] == "broken")), "{report:#}");
+    assert_eq!(table.status.code(), code);
+    assert!(!text(&table).contains('\x1b'), "colours are for terminals");
+    let lines: Vec<&str> = text(&table).lines().collect();
+    let mut worst = "ok";
+    for finding in report["findings"].as_array().unwrap() {
+        let [verdict, subject, found] = ["verdict", "subject", "found"].map(|field| finding[field].as_str().unwrap());
+        worst = [verdict, worst]
+            .into_iter()
+            .max_by_key(|v| ["ok", "limited", "broken"].iter().position(|w| w == v))
+            .unwrap();
+        assert_eq!(finding.get("effect").is_some() && finding.get("fix").is_some(), verdict != "ok", "{finding}");
+        // Another test's containerd may come or go between the two runs.
+        if ["containerd", "shim"].contains(&subject) {
+            continue;
+        }
+        let said = |line: &&&str| {
+            let words = line.strip_prefix(verdict).map(str::trim_start);
+            words.and_then(|rest| rest.strip_prefix(subject)).is_some_and(|rest| rest.trim_start() == found)
+        };
+        assert_eq!(lines.iter().filter(said).count(), 1, "{finding}");
+    }
+    assert_eq!(report["verdict"], worst);
+}
+
+#[test]
+fn doctor_knows_the_kernel_it_runs_on() {
+    let output = dunnage(&["doctor"]);
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert!(text(&output).contains(release.trim()), "{}", text(&output));
+}
+
+fn skip(why: &str) {
+    assert!(std::env::var_os("ROOT_TESTS").is_none_or(|value| value != "must"), "may not be skipped: {why}");
+    eprintln!("SKIPPED: {why}");
+}
+
+/// The kernel's version is still the same.
+#[test]
+fn doctor_asks_the_kernel_by_calling_it() {
+    let in_namespace = |script: &str| Command::new("unshare").args(["-Ur", "sh", "-c", script]).output().unwrap();
+    if !in_namespace("true").status.success() {
+        return skip("no user namespace to set a limit in");
+    }
+    let doctor = concat!(env!("CARGO_BIN_EXE_dunnage"), " doctor --format=json");
+    let output = in_namespace(&format!("echo 0 > /proc/sys/user/max_net_namespaces && {doctor}"));
+    let report = serde_json::from_slice(&output.stdout).unwrap();
+    let finding = finding(&report, "net namespaces").unwrap();
+    assert!(finding["found"].as_str().unwrap().contains("ENOSPC"), "{finding}");
+    assert!(finding["fix"].as_str().unwrap().contains("user.max_net_namespaces"), "{finding}");
+}
+
+/// Root without a capability is a host that lacks something, made on the spot.
+#[test]
+fn doctor_notices_a_capability_that_was_taken_away() {
+    const CAP_SETPCAP: u64 = 1 << 8;
+    const CAP_MKNOD: u64 = 1 << 27;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let held = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+    if u64::from_str_radix(held, 16).unwrap() & (CAP_SETPCAP | CAP_MKNOD) != CAP_SETPCAP | CAP_MKNOD {
+        return skip("only root has capabilities to lose");
+    }
+    assert_eq!(finding(&doctor().0, "CAP_MKNOD"), None);
+    let args = ["--bounding-set=-mknod", "--", env!("CARGO_BIN_EXE_dunnage"), "doctor", "--format=json"];
+    let output = Command::new("setpriv").args(args).output().unwrap();
+    let report = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(finding(&report, "CAP_MKNOD").unwrap()["verdict"], "limited");
+    assert_ne!(report["verdict"], "ok");
+}
+
+#[test]
+fn version_is_this_packages() {
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(text(&dunnage(&["version"])).starts_with(&format!("dunnage {version} ")));
+    let json: Value = serde_json::from_slice(&dunnage(&["version", "--format", "json"]).stdout).unwrap();
+    assert_eq!(json["version"], version);
+}
+
+#[test]
+fn completion_scripts_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = dunnage(&["completion", shell]);
+        assert!(output.status.success());
+        for command in ["doctor", "version", "completion"] {
+            assert!(text(&output).contains(command), "{shell} {command}");
+        }
+    }
+}
+
+#[test]
+fn mistakes_end_with_2_and_a_hint() {
+    let output = dunnage(&["docter"]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("docter") && told.contains("'doctor'"), "{told}");
+}
