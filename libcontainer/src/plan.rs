@@ -182,13 +182,13 @@ impl Plan {
             sources.into_iter().for_each(|source| p.before(Chore::Mount(source)));
         }
         p.entries.push(Entry::Clone(namespaces.clone_flags()));
-        if namespaces.user_is_new() {
+        if namespaces.take_its_rights_at_birth() {
             process.by_the_runtime(&mut p);
         }
 
         p.child(Step::Isolate { ignored_signals: host.ignored_signals });
         p.child(Step::EnterCgroups);
-        if !namespaces.user_is_new() {
+        if !namespaces.take_its_rights_at_birth() {
             process.before_joining(&mut p);
         }
         namespaces.enter(&mut p, host);

@@ -472,13 +472,16 @@ fn a_new_user_namespace_joins_what_the_host_owns() {
         { "type": "mount" }, { "type": "pid" }, { "type": "uts" },
     ]);
     let maps = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
-    let script = "id -u; echo $$; readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; cat /proc/self/uid_map";
+    let script = "id -u; echo $$; readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; cat /proc/self/uid_map
+        cat /proc/self/oom_score_adj; ulimit -n";
     let bundle = Bundle::new(script).with("/linux/namespaces", namespaces);
+    let limits = json!([{ "type": "RLIMIT_NOFILE", "soft": 100, "hard": 200 }]);
+    let bundle = bundle.also("/process", "oomScoreAdj", json!(77)).also("/process", "rlimits", limits);
     let bundle = bundle.also("/linux", "uidMappings", maps.clone()).also("/linux", "gidMappings", maps);
     std::os::unix::fs::chown(bundle.folder.path().join("rootfs"), Some(100_000), Some(100_000)).unwrap();
     let says = bundle.says();
     let (net, ipc) = (fs::read_link(path("net")).unwrap(), fs::read_link(path("ipc")).unwrap());
-    let expected = format!("0 1 {} {} 0 100000 65536", net.display(), ipc.display());
+    let expected = format!("0 1 {} {} 0 100000 65536 77 100", net.display(), ipc.display());
     assert_eq!(says.split_whitespace().collect::<Vec<_>>().join(" "), expected);
     end(launched);
 }

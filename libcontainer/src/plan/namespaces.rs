@@ -119,6 +119,12 @@ impl Namespaces {
         self.is_new(LinuxNamespaceType::User)
     }
 
+    /// The child is born in a new user namespace, and so without the runtime's rights. With a second clone it is that
+    /// one's child which is; the first still has them.
+    pub(crate) fn take_its_rights_at_birth(&self) -> bool {
+        self.user_is_new() && !self.needs_middle()
+    }
+
     /// It has a user namespace, new or joined.
     pub(crate) fn has_user(&self) -> bool {
         self.is_own(LinuxNamespaceType::User)
