@@ -5,7 +5,7 @@ use std::{env, fs, io, path::PathBuf};
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
 /// The files of `proto/` that define a service; each gives a second module.
-const SERVICES: [&str; 3] = ["forward", "task_v2", "task_v3"];
+const SERVICES: [&str; 5] = ["forward", "shim", "supervisor", "task_v2", "task_v3"];
 
 fn main() -> io::Result<()> {
     println!("cargo:rerun-if-changed=proto");

@@ -1,4 +1,5 @@
-//! containerd's runtime v2 wire: what it says to a shim and hears from it, and nothing we think about it.
+//! containerd's runtime v2 wire: what it says to a shim and hears from it, and nothing we think about it. Beside it, what
+//! Dunnage's own programs say to each other: the supervisor's service and the shim's own.
 //!
 //! The sources are in `proto/`, one file a service; everything is generated from them at build time, without reflection.
 //! What protobuf does not carry stands here: the topics of events, and the type URLs of what travels inside an [`Any`].
@@ -6,11 +7,12 @@
 use std::{collections::HashMap, sync::Arc};
 
 mod any;
+pub mod unheard;
 
 pub use any::{Payload, json, pack, unpack};
 pub use generated::{
-    bootstrap, cgroups_v1, cgroups_v2, events, forward, forward_ttrpc, runc, runctypes, runtimeoptions, task,
-    task_v2_ttrpc as task_v2, task_v3_ttrpc as task_v3, types,
+    bootstrap, cgroups_v1, cgroups_v2, events, forward, forward_ttrpc, runc, runctypes, runtimeoptions, shim,
+    shim_ttrpc, supervisor, supervisor_ttrpc, task, task_v2_ttrpc as task_v2, task_v3_ttrpc as task_v3, types,
 };
 pub use protobuf::well_known_types::{any::Any, empty::Empty, timestamp::Timestamp};
 
