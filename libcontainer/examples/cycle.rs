@@ -40,6 +40,7 @@ fn cycle(bundle: &std::path::Path, host: &Host, number: usize) -> Result<()> {
         no_pivot: false,
         no_new_keyring: false,
         preserve_fds: 0,
+        systemd: None,
     };
     let plan = Plan::create(&spec, host, &request)?;
     let io = Io::Fds {

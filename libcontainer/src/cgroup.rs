@@ -10,13 +10,13 @@
 //! `cgroup.kill`, no v2 device filter, no OOM notice without a thread, and parses `max` as an error. We use it for what
 //! it knows about the machine: how the hugetlb controller names its files.
 
+use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, mkdir, unlinkat, write};
+use nix::unistd::{UnlinkatFlags, unlinkat, write};
 use serde::{Deserialize, Serialize};
 
 mod devices;
@@ -24,15 +24,17 @@ mod dir;
 mod freeze;
 mod layout;
 mod limits;
+mod make;
 mod oom;
 mod path;
 pub mod stats;
+pub mod systemd;
 
 use dir::Dir;
 pub use freeze::{EventState, Events, FreezerState, Freezing};
 pub use layout::{Hierarchies, Hierarchy, Layout, LayoutError};
 pub use limits::{Limits, Problem, Write};
-pub use oom::{MemoryFacts, OomWatch};
+pub use oom::{Hit, MemoryFacts, OomWatch};
 pub use path::{CgroupPath, Place};
 
 /// A container's cgroup, held open.
@@ -42,13 +44,18 @@ pub use path::{CgroupPath, Place};
 pub struct Cgroup {
     groups: Vec<Group>,
     guard: bool,
+    /// systemd made it.
+    unit: Option<systemd::SavedUnit>,
 }
 
 /// What to remember of a cgroup to [open](Cgroup::open) it again, in this process or in another.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
     /// One for each hierarchy.
     pub groups: Vec<SavedGroup>,
+    /// The unit it is, where systemd made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<systemd::SavedUnit>,
 }
 
 /// One directory of a [`Saved`] cgroup.
@@ -67,6 +74,17 @@ struct Group {
     made: Vec<PathBuf>,
     /// `None` once the directory is gone, and for a saved one that was removed behind our back.
     dir: Option<Dir>,
+    /// v2: the controllers that could not be handed down to it when it was made.
+    withheld: Vec<Withheld>,
+}
+
+/// A controller that a cgroup above does not hand down.
+#[derive(Debug)]
+struct Withheld {
+    controller: String,
+    /// The cgroup above.
+    level: PathBuf,
+    errno: Errno,
 }
 
 /// What went wrong with a cgroup.
@@ -89,6 +107,15 @@ pub enum CgroupError {
         /// The directory.
         dir: PathBuf,
     },
+    /// v2: only threads of processes that live elsewhere could enter it.
+    #[error(
+        "create cgroup {}: a cgroup above it is threaded (cgroup.type), and takes threads but no containers; \
+         choose a linux.cgroupsPath elsewhere", dir.display()
+    )]
+    Threaded {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// Processes are still dying: [`Cgroup::remove`] again after [`Cgroup::events`] stirred or, where there is none (v1
     /// has no such notice), after a millisecond or two.
     #[error("remove cgroup {}: processes are still in it", dir.display())]
@@ -108,7 +135,7 @@ pub enum CgroupError {
         /// The kernel's answer.
         errno: Errno,
         /// What to do, if we know: starts with a colon.
-        hint: &'static str,
+        hint: Cow<'static, str>,
     },
     /// The freezer did not settle; the cgroup was thawed again.
     #[error("freeze cgroup {}: still FREEZING after {tries} looks; thawed it again", dir.display())]
@@ -152,21 +179,34 @@ fn failed(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(Errno) -> 
     }
 }
 
+impl CgroupError {
+    /// The directory is not ours to change.
+    fn is_refusal(&self) -> bool {
+        matches!(self, CgroupError::Call { errno: Errno::EACCES | Errno::EPERM | Errno::EROFS, .. })
+    }
+}
+
 impl Cgroup {
     /// Makes the directories, opens them and writes the limits.
     ///
-    /// A directory that is already there is taken over if nothing lives in it (a crashed runtime leaves such), on every
-    /// version: two containers in one cgroup could neither be limited nor killed apart. runc still only warns on v1.
+    /// A directory that is already there (a crashed runtime leaves such) is refused if something lives in it, on every
+    /// version: two containers in one cgroup could neither be limited nor killed apart. runc still only warns on v1. An
+    /// empty one is made anew.
     ///
     /// # Errors
     /// Whatever was made is removed again.
     pub fn create(path: &CgroupPath, limits: &Limits, layout: &Layout) -> Result<Cgroup, CgroupError> {
-        let mut cgroup = Cgroup { groups: Vec::new(), guard: true };
+        let mut cgroup = Cgroup { groups: Vec::new(), guard: true, unit: None };
         for place in path.places(layout) {
             // Pushed before it is made, so that the guard knows of a half-made one.
-            cgroup.groups.push(Group { place, made: Vec::new(), dir: None });
-            if let Some(group) = cgroup.groups.last_mut() {
-                group.make(limits)?;
+            cgroup.groups.push(Group { place, made: Vec::new(), dir: None, withheld: Vec::new() });
+            match cgroup.groups.last_mut().map(|group| group.make(limits)) {
+                // A user whom no cgroups were delegated to goes without, but not without a limit that was asked for.
+                Some(Err(error)) if layout.user_namespace && limits.writes().is_empty() && error.is_refusal() => {
+                    drop(cgroup.groups.pop());
+                }
+                Some(made) => made?,
+                None => {}
             }
         }
         cgroup.apply(limits)?;
@@ -186,9 +226,9 @@ impl Cgroup {
                 Err(Errno::ENOENT) => None,
                 Err(errno) => return Err(failed("open cgroup", &place.dir)(errno)),
             };
-            groups.push(Group { place, made, dir });
+            groups.push(Group { place, made, dir, withheld: Vec::new() });
         }
-        Ok(Cgroup { groups, guard: false })
+        Ok(Cgroup { groups, guard: false, unit: saved.unit })
     }
 
     /// Hands the directories over: from now on only [`Cgroup::remove`] removes them.
@@ -199,7 +239,8 @@ impl Cgroup {
     /// What to write to state.json.
     pub fn saved(&self) -> Saved {
         let groups = self.groups.iter();
-        Saved { groups: groups.map(|g| SavedGroup { place: g.place.clone(), made: g.made.clone() }).collect() }
+        let groups = groups.map(|g| SavedGroup { place: g.place.clone(), made: g.made.clone() }).collect();
+        Saved { groups, unit: self.unit.clone() }
     }
 
     /// The directories, in the order of [`CgroupPath::places`].
@@ -293,22 +334,6 @@ impl Drop for Cgroup {
 }
 
 impl Group {
-    fn make(&mut self, limits: &Limits) -> Result<(), CgroupError> {
-        let (mount, path) = (self.place.mount.clone(), self.place.dir.clone());
-        let fresh = make_dir(&path, &mount, &mut self.made)?;
-        let dir = Dir::open(&path).map_err(failed("open cgroup", &path))?;
-        if !fresh {
-            vacant(&dir, &path)?;
-        }
-        if self.place.v2 {
-            enable_controllers(&self.place, &dir)?;
-        } else if self.place.controllers.iter().any(|name| name == "cpuset") {
-            inherit_cpuset(&path, &mount, &dir, limits)?;
-        }
-        self.dir = Some(dir);
-        Ok(())
-    }
-
     fn remove(&mut self) -> Result<(), CgroupError> {
         let path = &self.place.dir;
         let mut removed = remove_dir(path);
@@ -340,117 +365,6 @@ impl Group {
             }
         }
     }
-}
-
-/// Makes a directory and those missing above it, noting each; says whether it did not exist before.
-fn make_dir(dir: &Path, mount: &Path, made: &mut Vec<PathBuf>) -> Result<bool, CgroupError> {
-    // Another container's removal may take a parent away between two of our calls, so this is tried more than once; but
-    // not for ever.
-    for _ in 0..16 {
-        match (mkdir(dir, Mode::from_bits_retain(0o755)), dir.parent()) {
-            (Ok(()), _) => {
-                made.push(dir.to_owned());
-                return Ok(true);
-            }
-            (Err(Errno::EEXIST), _) => return Ok(false),
-            (Err(Errno::ENOENT), Some(parent)) if parent != mount => drop(make_dir(parent, mount, made)?),
-            (Err(errno), _) => return Err(failed("create cgroup", dir)(errno)),
-        }
-    }
-    Err(failed("create cgroup", dir)(Errno::ENOENT))
-}
-
-/// Refuses a directory that was there before and has a process in it or is frozen.
-fn vacant(dir: &Dir, path: &Path) -> Result<(), CgroupError> {
-    let buffer = &mut Vec::new();
-    let processes = dir.read("cgroup.procs", buffer).map_err(failed("read cgroup.procs of", path))?.lines().count();
-    if processes > 0 {
-        return Err(CgroupError::InUse { dir: path.to_owned(), processes });
-    }
-    for file in ["freezer.state", "cgroup.freeze"] {
-        match dir.read(file, buffer).map(str::trim) {
-            Ok("THAWED" | "0") | Err(Errno::ENOENT /* not the freezer's hierarchy */) => {}
-            Ok(_) => return Err(CgroupError::Frozen { dir: path.to_owned() }),
-            Err(errno) => return Err(failed("read the freezer of", path)(errno)),
-        }
-    }
-    Ok(())
-}
-
-/// Hands the controllers of the v2 mount down to a new cgroup. They must be enabled level by level, and a level that has
-/// processes of its own cannot pass them on.
-fn enable_controllers(place: &Place, dir: &Dir) -> Result<(), CgroupError> {
-    if place.controllers.is_empty() {
-        return Ok(());
-    }
-    let buffer = &mut Vec::new();
-    let has_all = |dir: &Dir, buffer: &mut Vec<u8>| -> Result<bool, Errno> {
-        let there = dir.read("cgroup.controllers", buffer)?;
-        Ok(place.controllers.iter().all(|name| there.split_whitespace().any(|other| other == name)))
-    };
-    if has_all(dir, buffer).map_err(failed("read cgroup.controllers of", &place.dir))? {
-        return Ok(());
-    }
-    let below_mount = place.dir.strip_prefix(&place.mount).unwrap_or(Path::new(""));
-    let mut level = place.mount.clone();
-    for name in below_mount.components() {
-        let parent = Dir::open(&level).map_err(failed("open cgroup", &level))?;
-        let enabled =
-            parent.read("cgroup.subtree_control", buffer).map_err(failed("read subtree_control of", &level))?;
-        let lacks = |controller: &&String| !enabled.split_whitespace().any(|other| other == *controller);
-        for controller in place.controllers.iter().filter(lacks) {
-            match parent.write("cgroup.subtree_control", &format!("+{controller}")) {
-                // Not handed down to this level, not to be enabled in a threaded one, or (cpu) not while a realtime
-                // process is below. Whoever needs a limit of it gets the error when the limit is written; the others
-                // only lack its statistics.
-                Ok(()) | Err(Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EINVAL) => {}
-                Err(Errno::EBUSY) => {
-                    return Err(CgroupError::Call {
-                        doing: "enable controllers for the cgroups below",
-                        path: level,
-                        errno: Errno::EBUSY,
-                        hint: ": it has processes of its own; move them to a cgroup below it, or choose another linux.cgroupsPath",
-                    });
-                }
-                Err(errno) => return Err(failed("enable controllers for the cgroups below", &level)(errno)),
-            }
-        }
-        level.push(name);
-    }
-    Ok(())
-}
-
-/// A new v1 cpuset has no CPUs and no memory nodes, and lets no process in until it has both: takes the parent's.
-fn inherit_cpuset(path: &Path, mount: &Path, dir: &Dir, limits: &Limits) -> Result<(), CgroupError> {
-    let given = path.parent().unwrap_or(mount);
-    let values = cpuset_of(given, mount, &mut Vec::new())?;
-    for (file, value) in CPUSET.into_iter().zip(values) {
-        if !limits.sets(file) {
-            dir.write(file, &value).map_err(failed("inherit cpuset in", path))?;
-        }
-    }
-    Ok(())
-}
-
-const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
-
-/// The CPUs and nodes of a cpuset directory; if it has none yet, first gives it its parent's.
-fn cpuset_of(path: &Path, mount: &Path, buffer: &mut Vec<u8>) -> Result<[String; 2], CgroupError> {
-    let dir = Dir::open(path).map_err(failed("open cgroup", path))?;
-    let mut values = [String::new(), String::new()];
-    for (file, value) in CPUSET.into_iter().zip(&mut values) {
-        dir.read(file, buffer).map_err(failed("read cpuset of", path))?.trim().clone_into(value);
-    }
-    if path != mount && values.iter().any(String::is_empty) {
-        let inherited = cpuset_of(path.parent().unwrap_or(mount), mount, buffer)?;
-        for ((file, value), parent) in CPUSET.into_iter().zip(&mut values).zip(inherited) {
-            if value.is_empty() {
-                dir.write(file, &parent).map_err(failed("inherit cpuset in", path))?;
-                *value = parent;
-            }
-        }
-    }
-    Ok(values)
 }
 
 fn remove_dir(path: &Path) -> Result<(), Errno> {

@@ -3,7 +3,7 @@
 //! Everything here works from the recorded [`State`] and the kernel, so that any process can do it: a command line, a
 //! shim that adopts a container, the `delete` of a shim that is gone.
 
-use crate::cgroup::{Cgroup, CgroupError, FreezerState};
+use crate::cgroup::{Cgroup, CgroupError, FreezerState, systemd};
 use crate::facts::StateFacts;
 use crate::gate;
 use crate::hooks::{Hook, HookError, Moment, Run};
@@ -200,7 +200,7 @@ impl Container {
         }
         loop {
             let busy = match cgroup.remove() {
-                Ok(()) => return Ok(()),
+                Ok(()) => break,
                 Err(busy @ CgroupError::Busy { .. }) if Instant::now() < deadline => busy,
                 Err(error) => return Err(error.into()),
             };
@@ -222,6 +222,14 @@ impl Container {
                 poll(&mut [], 1_u8).map_err(Call::Poll.failed()).map_err(failed("wait for the cgroup"))?;
             }
         }
+        // Without a first process the unit, too, may be another container's.
+        if let Some(unit) = cgroup.unit().filter(|_| ours)
+            && let Err(error) = systemd::Call::stop(unit).wait()
+        {
+            // It is empty, so systemd will come to it by itself.
+            log::warn!("container {}: {error}", self.state.id);
+        }
+        Ok(())
     }
 
     fn wait_for(&self, pid: Pid, pidfd: &OwnedFd, deadline: Instant) -> Result<(), ContainerError> {
@@ -309,7 +317,7 @@ mod tests {
             no_new_keyring: false,
             init,
             creating: false,
-            cgroup: Saved { groups: Vec::new() },
+            cgroup: Saved::default(),
             poststop: serde_json::from_str(poststop).unwrap(),
         };
         dir.save(&state).unwrap();

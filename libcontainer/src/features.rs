@@ -38,9 +38,9 @@ fn linux() -> LinuxFeature {
     let mut capabilities = caps::all().into_iter().collect::<Vec<_>>();
     capabilities.sort_by_key(caps::Capability::index);
     let mut cgroup = Cgroup::default();
-    // Not yet: `--systemd-cgroup` is refused.
     cgroup.set_v1(Some(true)).set_v2(Some(true)).set_rdma(Some(true));
-    cgroup.set_systemd(Some(false)).set_systemd_user(Some(false));
+    // An ordinary user has no containers yet.
+    cgroup.set_systemd(Some(true)).set_systemd_user(Some(false));
     let (mut apparmor, mut selinux, mut idmap) = (Apparmor::default(), Selinux::default(), IDMap::default());
     apparmor.set_enabled(Some(true));
     selinux.set_enabled(Some(true));
@@ -105,7 +105,7 @@ mod tests {
         assert!(has(&seccomp["actions"], "SCMP_ACT_NOTIFY") && has(&seccomp["operators"], "SCMP_CMP_MASKED_EQ"));
         assert!(has(&seccomp["knownFlags"], "SECCOMP_FILTER_FLAG_LOG"));
         assert!(has(&linux["memoryPolicy"]["modes"], "MPOL_BIND"));
-        assert_eq!(linux["cgroup"]["systemd"], false);
+        assert_eq!(linux["cgroup"]["systemd"], true);
         assert_eq!(json["ociVersionMax"], OCI_VERSION);
         let archs = if cfg!(target_arch = "x86_64") { 3 } else { 2 };
         assert_eq!(seccomp["archs"].as_array().unwrap().len(), archs);

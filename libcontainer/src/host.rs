@@ -21,6 +21,8 @@ pub struct Host {
     pub privileged: bool,
     /// We run in a user namespace.
     pub in_user_namespace: bool,
+    /// Groups may be chosen in the user namespace we are in, which its maker may have had to give up.
+    pub may_set_groups: bool,
     /// We may make device nodes.
     pub mknod: bool,
     /// The kernel shows its memory in /proc/kcore.
@@ -62,6 +64,7 @@ impl Host {
             last_capability: last.trim().parse().map_err(|why| error("/proc/sys/kernel/cap_last_cap", &why))?,
             privileged: geteuid().is_root(),
             in_user_namespace,
+            may_set_groups: !fs::read_to_string("/proc/self/setgroups").is_ok_and(|said| said.trim() == "deny"),
             mknod: !in_user_namespace
                 && caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_MKNOD).is_ok_and(|has| has),
             kcore: Path::new("/proc/kcore").exists(),

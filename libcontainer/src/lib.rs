@@ -19,7 +19,7 @@
 //! The child trusts nothing in the root filesystem: every path in it is resolved by `openat2(2)` from a descriptor of the
 //! container's root and acted on by descriptor (`sys/in_root.rs`, `step/mount.rs`).
 //!
-//! Around this stand [`cgroup`] (one face for v1, v2 and hybrid), [`seccomp`] (profiles compiled to BPF), [`hooks`],
+//! Around this stand [`cgroup`] (one face for v1, v2 and hybrid, made by us or by systemd), [`seccomp`] (profiles compiled to BPF), [`hooks`],
 //! [`rootfs`] (the mounts an engine passes for the root), [`sealed`] (our own binary, out of a container's reach), [`probe`]
 //! and [`features`] (what a host, and what this build, can do). Every `unsafe` is in [`sys`].
 

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxResources, Spec};
 
-use crate::cgroup::{CgroupPath, Limits};
+use crate::cgroup::systemd::{Manager, Unit};
+use crate::cgroup::{self, CgroupPath, Layout, Limits};
 use crate::facts::StateFacts;
 use crate::host::Host;
 use crate::step::mount::Mount;
@@ -44,11 +45,15 @@ pub struct Request {
     pub no_new_keyring: bool,
     /// How many descriptors from 3 on are the caller's gift to the container.
     pub preserve_fds: u32,
+    /// Which systemd makes the cgroup; without one we do.
+    pub systemd: Option<Manager>,
 }
 
 /// Where the two processes wait for each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meeting {
+    /// systemd has put the child into its unit: its cgroup is the container's.
+    Placed,
     /// The child goes on in a copy of itself, which has a user namespace of its own.
     Born,
     /// The id maps are written: the child may become root in its user namespace.
@@ -74,6 +79,24 @@ pub(crate) enum Entry {
     Child(Step),
     /// Both wait for each other.
     Both(Meeting),
+}
+
+/// Who takes the time that an entry takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// The runtime.
+    Parent,
+    /// The child, which becomes the container's init; also where it waits for the runtime.
+    Init,
+}
+
+impl Entry {
+    pub(crate) fn who(&self) -> Who {
+        match self {
+            Entry::Before(_) | Entry::Clone(_) | Entry::Parent(_) => Who::Parent,
+            Entry::Child(_) | Entry::Both(_) => Who::Init,
+        }
+    }
 }
 
 /// Everything that happens to a new process, in the order it happens.
@@ -177,7 +200,11 @@ impl Plan {
         let seccomp = identity::seccomp(linux, host, &mut bad);
 
         namespaces.open(&mut p);
-        p.entries.extend(cgroup(linux, &request.id, host, &mut bad).map(Entry::Before));
+        let (before, placed) = cgroup(spec, request, host, &mut bad);
+        let enters = before.is_some();
+        let owner = mounts::cgroup_owner(spec, host).map(Chore::DelegateCgroup);
+        let (owner_before, owner_placed) = if placed.is_some() { (None, owner) } else { (owner, None) };
+        p.entries.extend(before.into_iter().chain(owner_before).map(Entry::Before));
         for sources in [mounts.before, devices.before, hidden.before] {
             sources.into_iter().for_each(|source| p.before(Chore::Mount(source)));
         }
@@ -185,9 +212,16 @@ impl Plan {
         if namespaces.take_its_rights_at_birth() {
             process.by_the_runtime(&mut p);
         }
+        let is_placed = placed.is_some();
+        p.entries.extend(placed.into_iter().chain(owner_placed).map(Entry::Parent));
 
         p.child(Step::Isolate { ignored_signals: host.ignored_signals });
-        p.child(Step::EnterCgroups);
+        if enters {
+            p.child(Step::EnterCgroups);
+        }
+        if is_placed {
+            p.meet(Meeting::Placed); // before anything that its cgroup is part of: its namespace, its mounts
+        }
         if !namespaces.take_its_rights_at_birth() {
             process.before_joining(&mut p);
         }
@@ -242,16 +276,41 @@ fn keyring(id: &str, others: bool, bad: &mut Problems) -> Step {
     Step::Keyring { name: identity::c_string("id", &format!("_ses.{id}"), bad), others }
 }
 
-/// The container's cgroup and its limits.
-fn cgroup(linux: &Linux, id: &str, host: &Host, bad: &mut Problems) -> Option<Chore> {
-    let path = CgroupPath::new(linux.cgroups_path().as_deref(), id);
-    let limits = match linux.resources() {
-        Some(resources) => Limits::compile(resources, &host.cgroups),
-        None => Limits::compile(&LinuxResources::default(), &host.cgroups),
+/// The cgroup a container is to have, and under systemd the unit, of which nothing is decided yet but the name.
+pub(crate) fn cgroup_path(
+    spec: &Spec,
+    request: &Request,
+    layout: &Layout,
+) -> Result<(CgroupPath, Option<Unit>), cgroup::Problem> {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
+    match request.systemd {
+        None => Ok((CgroupPath::new(path, &request.id)?, None)),
+        Some(manager) => {
+            let unit = Unit::new(path, &request.id, manager, layout)?;
+            Ok((unit.path().clone(), Some(unit)))
+        }
+    }
+}
+
+/// The container's cgroup and its limits: what is made before the child exists, and what needs the child.
+fn cgroup(spec: &Spec, request: &Request, host: &Host, bad: &mut Problems) -> (Option<Chore>, Option<Chore>) {
+    let layout = &host.cgroups;
+    let limits = match spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+        Some(resources) => Limits::compile(resources, layout),
+        None => Limits::compile(&LinuxResources::default(), layout),
     };
-    let path = path.map_err(|problem| bad.add(problem.field, problem.text)).ok();
+    let path = cgroup_path(spec, request, layout).map_err(|problem| bad.add(problem.field, problem.text)).ok();
     let limits = limits.map_err(|problems| problems.into_iter().for_each(|p| bad.add(p.field, p.text))).ok();
-    Some(Chore::Cgroup { path: path?, limits: limits? })
+    let (Some((path, unit)), Some(limits)) = (path, limits) else { return (None, None) };
+    let Some(mut unit) = unit else { return (Some(Chore::Cgroup { path, limits }), None) };
+    let annotations = spec.annotations().iter().flatten();
+    if let Err(problems) = unit.compile(&request.id, annotations, &limits, layout) {
+        problems.into_iter().for_each(|p| bad.add(p.field, p.text));
+    }
+    let (saved, places) = (unit.saved(), path.places(layout));
+    // On v2 there is nothing that systemd does not make.
+    let before = (!layout.is_v2()).then(|| Chore::BesideSystemd { path, unit: saved });
+    (before, Some(Chore::Unit { unit: Box::new(unit), places, limits }))
 }
 
 fn renames(spec: &Spec) -> bool {

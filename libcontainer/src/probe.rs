@@ -12,10 +12,11 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{Gid, Uid, getegid, geteuid, getpid, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid, getpid, mkdir, setresgid, setresuid};
 
 use crate::plan::KINDS;
 use crate::sys::mount::{MountAttr, clone_tree, fsopen, idmap, mount_setattr};
@@ -127,6 +128,31 @@ pub fn filesystem(kind: &str) -> Answer {
         return Ok(());
     }
     fsopen(&c_string(kind.as_bytes(), Call::Fsopen)?).map(drop)
+}
+
+/// Whether `/` can be the lower layer of an overlay. It is for a caller with `CAP_SYS_ADMIN`; a child mounts one, in a
+/// mount namespace of its own, and ends.
+pub fn overlay_on_root() -> Answer {
+    let pidfd = match clone3(&CloneOptions { flags: 0, cgroup: None })? {
+        Cloned::Child => exit_now(mount_overlay_on_root().err().map_or(0, |errno| errno as i32)),
+        Cloned::Parent(_, pidfd) => pidfd,
+    };
+    match ended(pidfd.as_fd())? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        WaitStatus::Exited(_, errno) => Err(Call::Mount.failed()(Errno::from_raw(errno))),
+        _ => Err(Call::Mount.failed()(Errno::EPERM)),
+    }
+}
+
+fn mount_overlay_on_root() -> nix::Result<()> {
+    const NONE: Option<&str> = None;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+    // Any folder will do, for nobody else sees it; this one is there.
+    mount(Some("tmpfs"), "/proc", Some("tmpfs"), MsFlags::empty(), NONE)?;
+    ["/proc/upper", "/proc/work", "/proc/root"].into_iter().try_for_each(|dir| mkdir(dir, Mode::S_IRWXU))?;
+    let layers = "lowerdir=/,upperdir=/proc/upper,workdir=/proc/work";
+    mount(Some("overlay"), "/proc/root", Some("overlay"), MsFlags::empty(), Some(layers))
 }
 
 /// Whether mounts of the filesystem that `path` is on can have an id mapping (`mount_setattr(2)`, `MOUNT_ATTR_IDMAP`).

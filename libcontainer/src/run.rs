@@ -13,15 +13,17 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::{Mode, fstat};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 
-use crate::cgroup::{Cgroup, CgroupError};
+use crate::cgroup::systemd::{Call as Systemd, SavedUnit, Why};
+use crate::cgroup::{Cgroup, CgroupError, MemoryFacts};
 use crate::host::Host;
-use crate::plan::{Entry, Meeting, Plan};
+use crate::plan::{Entry, Meeting, Plan, Who};
 use crate::seccomp::Listener;
 use crate::step::{Chore, ClonedInto, Step, clone_child};
 use crate::sys::process::{
-    Cloned, block_signals, exit_now, namespace_kind, pidfd_getfd, pidfd_open, pidfd_send_signal, restore_signals,
+    Cloned, block_signals, exit_now, namespace_kind, pidfd_getfd, pidfd_open, pidfd_pid, pidfd_send_signal,
+    restore_signals,
 };
 use crate::sys::wait::Exit;
 use crate::sys::{Call, Failed, io_failed};
@@ -78,6 +80,8 @@ pub enum Into<'a> {
 pub struct Wants<'a> {
     /// This descriptor becomes readable.
     pub readable: Option<BorrowedFd<'a>>,
+    /// Or this one does: a connection to systemd. It is another one each time there is one after there was none.
+    pub systemd: Option<BorrowedFd<'a>>,
     /// One of these children ends. They are known here before they can be reaped; register them at once.
     pub exits: Vec<Pid>,
     /// This moment passes.
@@ -87,7 +91,7 @@ pub struct Wants<'a> {
 /// What came.
 #[derive(Debug, Clone, Copy)]
 pub enum Wake {
-    /// The descriptor is readable.
+    /// A descriptor is readable.
     Readable,
     /// This child was reaped.
     Exited(Pid, Exit),
@@ -132,11 +136,17 @@ pub struct Launch {
     gated: bool,
     console: Option<OwnedFd>,
     cgroup: Option<Cgroup>,
+    /// What systemd is asked for.
+    systemd: Option<Systemd>,
+    /// The unit that it has begun to start.
+    unit: Option<SavedUnit>,
     hook: Option<hooks::Run>,
     hook_stderr: Option<fs::File>,
     /// What the kernel said about the step that fails next.
     words: Option<String>,
     failure: Option<RunError>,
+    /// What was known of memory when it failed.
+    oom: Option<MemoryFacts>,
     /// When to try again to remove a cgroup in which processes were still dying, and how often yet.
     sweep: Option<(Instant, u32)>,
     timeline: Option<Timeline>,
@@ -204,6 +214,7 @@ impl Launch {
                 *place = Some(above_stdio(fd).map_err(whole)?);
             }
         }
+        let mut running = None;
         let gated = matches!(&into, Into::New { gate: Some(_), .. });
         let host = match into {
             Into::New { host, gate } => {
@@ -211,8 +222,10 @@ impl Launch {
                 Some(host)
             }
             Into::Running { cgroup, init } => {
-                fds.container = Some(init);
-                fds.cgroup = Some(cgroup.entry().map_err(|error| plan.error(None, error))?);
+                let init = fds.container.insert(init);
+                let beside = Beside { cgroup, init: pidfd_pid(init.as_fd()).map_err(whole)? };
+                fds.cgroup = Some(beside.entry().map_err(|error| plan.error(None, error))?);
+                running = Some(beside);
                 None
             }
         };
@@ -227,7 +240,7 @@ impl Launch {
                 }
                 Entry::Clone(clone) => {
                     timeline.begin(at);
-                    let (pid, pidfd) = make_child(&plan, clone, fds, &timeline).map_err(|f| error(f.into()))?;
+                    let (pid, pidfd) = make_child(&plan, clone, fds, running.as_ref(), &timeline).map_err(error)?;
                     timeline.end(at);
                     let forks = plan.entries.iter().any(|entry| matches!(entry, Entry::Child(Step::Fork(_))));
                     return Ok(Launch {
@@ -275,10 +288,13 @@ impl Launch {
             gated: false,
             console: None,
             cgroup: None,
+            systemd: None,
+            unit: None,
             hook: None,
             hook_stderr: None,
             words: None,
             failure: None,
+            oom: None,
             sweep: None,
             timeline: Some(timeline),
         }
@@ -298,7 +314,9 @@ impl Launch {
         exits.extend(self.hook.as_ref().map(hooks::Run::pid));
         let readable = self.wire.as_ref().filter(|_| self.failure.is_none()).map(AsFd::as_fd);
         let hook = self.hook.as_ref().and_then(hooks::Run::deadline);
-        Wants { readable, exits, deadline: self.sweep.map(|(when, _)| when).or(hook) }
+        let systemd = self.systemd.as_ref();
+        let deadline = self.sweep.map(|(when, _)| when).or(hook).or(systemd.map(Systemd::deadline));
+        Wants { readable, systemd: systemd.and_then(Systemd::fd), exits, deadline }
     }
 
     /// The master of the container's terminal, once.
@@ -314,6 +332,20 @@ impl Launch {
     /// When each step began and ended.
     pub fn timeline(&self) -> Option<&Timeline> {
         self.timeline.as_ref()
+    }
+
+    /// The steps that have begun, in the order of the plan: who does each, its text, and its time.
+    pub fn steps(&self) -> impl Iterator<Item = (Who, String, Span)> + '_ {
+        self.timeline.iter().flat_map(Timeline::spans).filter_map(|span| {
+            let entry = self.plan.entries.get(span.step)?;
+            Some((entry.who(), entry.what(), span))
+        })
+    }
+
+    /// The child is in the container's cgroup; before, if systemd makes that, it gets no further by itself.
+    pub fn is_placed(&self) -> bool {
+        let left = self.plan.entries.iter().skip(self.at);
+        !left.into_iter().any(|entry| matches!(entry, Entry::Parent(Chore::Unit { .. })))
     }
 
     /// The plan that is carried out.
@@ -433,10 +465,13 @@ impl Launch {
                     if !self.executing {
                         return Err(self.died());
                     }
+                    // The child has nothing left to say so with.
+                    self.stamp(Timeline::end);
                 }
                 Entry::Both(meeting) => {
                     // The copy may be here before the word that it is the child now.
-                    if self.arrived != Some(*meeting) || self.forks {
+                    let other = self.forks && *meeting != Meeting::Placed;
+                    if self.arrived != Some(*meeting) || other {
                         return if self.wire.is_none() { Err(self.died()) } else { Ok(Progress::Waiting) };
                     }
                     if *meeting == Meeting::Start && !self.started {
@@ -446,11 +481,20 @@ impl Launch {
                     self.go()?;
                 }
                 Entry::Parent(Chore::Hook(_)) if self.hook.is_some() => return Ok(Progress::Waiting),
+                Entry::Parent(Chore::Unit { .. }) if self.systemd.is_some() => {
+                    if self.wire.is_none() {
+                        return Err(self.died());
+                    }
+                    if !self.place().map_err(|cause| self.plan.error(Some(self.at), cause))? {
+                        return Ok(Progress::Waiting);
+                    }
+                    self.stamp(Timeline::end);
+                }
                 Entry::Parent(_) => {
                     self.stamp(Timeline::begin);
                     let waits = self.chore().map_err(|cause| self.plan.error(Some(self.at), cause))?;
                     if waits {
-                        return Ok(Progress::Waiting);
+                        continue;
                     }
                     self.stamp(Timeline::end);
                 }
@@ -474,12 +518,31 @@ impl Launch {
         }
     }
 
+    /// Goes on with the unit the runtime is at; true when it is there, with the child in it and the limits in force.
+    fn place(&mut self) -> Result<bool, Cause> {
+        let Some(Entry::Parent(Chore::Unit { unit, places, limits })) = self.plan.entries.get(self.at) else {
+            return Ok(true);
+        };
+        let Some(systemd) = &mut self.systemd else { return Ok(true) };
+        let started = systemd.advance();
+        if systemd.has_begun() {
+            self.unit = Some(unit.saved());
+        }
+        if !started? {
+            return Ok(false);
+        }
+        self.systemd = None;
+        let cgroup = self.cgroup.get_or_insert_with(|| Cgroup::of_unit(unit.saved()));
+        cgroup.adopt(unit, places, limits, self.pid)?;
+        Ok(true)
+    }
+
     /// Does the chore the runtime is at; true if it is one to wait for.
     fn chore(&mut self) -> Result<bool, Cause> {
         let Some(Entry::Parent(chore)) = self.plan.entries.get(self.at) else { return Ok(false) };
         if self.exit.is_some() && !matches!(chore, Chore::Hook(_)) {
             // It was reaped: its number may be a stranger's by now.
-            return Err(Cause::Died { exit: None, oom: false });
+            return Err(Cause::Died { exit: None, oom: None });
         }
         match chore {
             Chore::IdMaps { uids, gids, deny_setgroups } => {
@@ -495,7 +558,14 @@ impl Launch {
                 self.hook = Some(hooks::Run::spawn(hook, &state.bundle(), &state.json(hook.moment()))?);
                 return Ok(true);
             }
-            Chore::OpenNamespace { .. } | Chore::Mount(_) | Chore::Cgroup { .. } => {}
+            Chore::Unit { unit, .. } => {
+                self.systemd = Some(Systemd::start(unit, self.pid));
+                return Ok(true);
+            }
+            Chore::DelegateCgroup(uid) => {
+                self.cgroup.iter().try_for_each(|cgroup| cgroup.delegate(Uid::from_raw(*uid)))?;
+            }
+            Chore::OpenNamespace { .. } | Chore::Mount(_) | Chore::Cgroup { .. } | Chore::BesideSystemd { .. } => {}
         }
         Ok(false)
     }
@@ -522,17 +592,29 @@ impl Launch {
     /// The child's end of the wire is closed, and it did not say why.
     fn died(&self) -> RunError {
         let step = self.timeline.as_ref().and_then(Timeline::unfinished).or(Some(self.at));
-        self.plan.error(step, Cause::Died { exit: None, oom: false }) // `undo` knows more
+        self.plan.error(step, Cause::Died { exit: None, oom: None }) // `undo` knows more
     }
 
     fn fail(&mut self, error: RunError) {
+        // Now, because the cgroup goes with its last process where it is systemd's.
+        self.oom = self.oom.take().or(self.oom());
         self.child.kill();
         if let Some(hook) = &mut self.hook
             && let Err(failed) = hook.kill()
         {
             log::debug!("cannot kill a hook of a container that failed: {failed}");
         }
+        self.systemd = None;
+        // Who did not answer once will not do so now. The unit ends with the child.
+        if matches!(error.cause(), Cause::Systemd(error) if matches!(error.why(), Why::Stalled { .. })) {
+            self.unit = None;
+        }
         self.failure.get_or_insert(error);
+    }
+
+    /// What the memory controller says, if it has killed.
+    fn oom(&self) -> Option<MemoryFacts> {
+        self.cgroup.as_ref().and_then(Cgroup::memory_facts).filter(|facts| facts.kills > 0)
     }
 
     /// Once child and hook are reaped, removes the cgroup and returns the failure.
@@ -540,9 +622,15 @@ impl Launch {
         if (self.exit.is_none() && !self.adopted) || self.hook.is_some() {
             return Ok(Progress::Waiting);
         }
-        let oom = self.cgroup.as_ref().and_then(Cgroup::memory_facts).is_some_and(|facts| facts.kills > 0);
+        let oom = self.oom().or(self.oom.take());
         if let Some(failure) = &mut self.failure {
             failure.child_ended(self.exit, oom);
+            let child = |at| matches!(self.plan.entries.get(at), Some(Entry::Child(_)));
+            if self.exit == Some(Exit::Signal(libc::SIGKILL))
+                && !self.timeline.iter().flat_map(Timeline::spans).any(|span| child(span.step))
+            {
+                failure.child_was_born_dead();
+            }
         }
         if let Some(cgroup) = &mut self.cgroup {
             let (_, left) = self.sweep.unwrap_or((Instant::now(), SWEEPS));
@@ -554,10 +642,21 @@ impl Launch {
                 }
                 Err(error) => log::warn!("cannot remove the cgroup of a container that failed: {error}"),
             }
-            self.cgroup = None;
+            (self.cgroup, self.sweep) = (None, None);
+        }
+        if let Some(unit) = self.unit.take() {
+            self.systemd = Some(Systemd::stop(&unit));
+        }
+        if let Some(systemd) = &mut self.systemd {
+            match systemd.advance() {
+                Ok(false) => return Ok(Progress::Waiting),
+                Ok(true) => {}
+                Err(error) => log::warn!("after a container that failed: {error}"),
+            }
+            self.systemd = None;
         }
         self.child.0 = None;
-        let unknown = Cause::Died { exit: self.exit, oom: false };
+        let unknown = Cause::Died { exit: self.exit, oom: None };
         Err(self.failure.take().unwrap_or_else(|| self.plan.error(None, unknown)))
     }
 
@@ -618,30 +717,66 @@ fn before(chore: &Chore, host: Option<&Host>, fds: &mut Fds, made: &mut Option<C
         Chore::Mount(mount) => mount.run(fds)?,
         Chore::Cgroup { path, limits } => {
             if let Some(host) = host {
-                let cgroup = Cgroup::create(path, limits, &host.cgroups)?;
+                let cgroup = made.insert(Cgroup::create(path, limits, &host.cgroups)?);
                 fds.cgroup = Some(cgroup.entry()?);
-                *made = Some(cgroup);
             }
         }
-        Chore::IdMaps { .. } | Chore::OomScoreAdj(_) | Chore::Rlimits(_) | Chore::Hook(_) => {}
+        Chore::BesideSystemd { path, unit } => {
+            if let Some(host) = host {
+                let cgroup = made.insert(Cgroup::create_beside_systemd(path, unit.clone(), &host.cgroups)?);
+                fds.cgroup = Some(cgroup.entry()?);
+            }
+        }
+        Chore::DelegateCgroup(uid) => made.iter().try_for_each(|cgroup| cgroup.delegate(Uid::from_raw(*uid)))?,
+        Chore::Unit { .. } | Chore::IdMaps { .. } | Chore::OomScoreAdj(_) | Chore::Rlimits(_) | Chore::Hook(_) => {}
     }
     Ok(())
 }
+
+/// The way into a container that runs.
+struct Beside<'a> {
+    cgroup: &'a Cgroup,
+    init: Pid,
+}
+
+impl Beside<'_> {
+    fn entry(&self) -> Result<cgroup::Entry, CgroupError> {
+        self.cgroup.entry_beside(self.init)
+    }
+}
+
+/// How often we look again where an init went that moved between our look and the birth of a process beside it. It does
+/// so a few times in its life, when it starts and arranges its cgroups; nobody is told when.
+const LOOKS: u32 = 8;
 
 /// Makes the child, which never returns from here.
 fn make_child(
     plan: &Plan,
     clone: &crate::step::Clone,
-    fds: Fds,
+    mut fds: Fds,
+    running: Option<&Beside<'_>>,
     timeline: &Timeline,
-) -> Result<(Pid, OwnedFd), Failed> {
-    let into = ClonedInto {
-        cgroup: fds.cgroup.as_ref().and_then(cgroup::Entry::clone_into),
-        container: fds.container.as_ref().map(AsFd::as_fd),
-    };
+) -> Result<(Pid, OwnedFd), Cause> {
     // The child resets every handler before it unblocks them: ours would answer for the runtime.
     let mask = block_signals()?;
-    let cloned = clone_child(clone, &into, &fds);
+    let mut looks = 0;
+    let cloned = loop {
+        let into = ClonedInto {
+            cgroup: fds.cgroup.as_ref().and_then(cgroup::Entry::clone_into),
+            container: fds.container.as_ref().map(AsFd::as_fd),
+        };
+        match (clone_child(clone, &into, &fds), running) {
+            // The cgroup hands controllers down now, and takes no process any more; or it is gone.
+            (Err(Failed { errno: Errno::EBUSY | Errno::ENODEV, .. }), Some(beside)) if looks < LOOKS => {
+                looks += 1;
+                match beside.entry() {
+                    Ok(entry) => fds.cgroup = Some(entry),
+                    Err(error) => break Err(error.into()),
+                }
+            }
+            (cloned, _) => break cloned.map_err(Cause::from),
+        }
+    };
     if matches!(cloned, Ok(Cloned::Child)) {
         child::live(plan, fds, timeline);
     }

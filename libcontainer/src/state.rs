@@ -5,7 +5,7 @@
 
 use crate::cgroup;
 use crate::hooks::Moment;
-use crate::plan::Request;
+use crate::plan::{self, Request};
 use crate::sys::process::pidfd_open;
 use crate::sys::{Call, Failed, io_failed};
 use nix::errno::Errno;
@@ -66,8 +66,8 @@ impl State {
     /// # Errors
     /// When `linux.cgroupsPath` names no cgroup of its own.
     pub fn planned(spec: &oci::Spec, layout: &cgroup::Layout, request: Request) -> Result<State, cgroup::Problem> {
-        let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
-        let places = cgroup::CgroupPath::new(path, &request.id)?.places(layout).into_iter();
+        let (path, unit) = plan::cgroup_path(spec, &request, layout)?;
+        let places = path.places(layout).into_iter();
         let groups = places.map(|place| cgroup::SavedGroup { made: vec![place.dir.clone()], place }).collect();
         let poststop = spec.hooks().as_ref().map(|hooks| Moment::Poststop.of(hooks).to_vec()).unwrap_or_default();
         Ok(State {
@@ -80,7 +80,7 @@ impl State {
             no_new_keyring: request.no_new_keyring,
             init: None,
             creating: true,
-            cgroup: cgroup::Saved { groups },
+            cgroup: cgroup::Saved { groups, unit: unit.map(|unit| unit.saved()) },
             poststop,
         })
     }
@@ -325,7 +325,7 @@ mod tests {
             no_new_keyring: false,
             init: Some(Init { pid: 42, start_time: 4711 }),
             creating: true,
-            cgroup: cgroup::Saved { groups: Vec::new() },
+            cgroup: cgroup::Saved::default(),
             poststop: Vec::new(),
         }
     }

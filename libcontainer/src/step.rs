@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use nix::sched::CloneFlags;
 use oci_spec::runtime::LinuxTimeOffset;
 
-use crate::cgroup::{CgroupPath, Limits};
+use crate::cgroup::systemd::{SavedUnit, Unit};
+use crate::cgroup::{CgroupPath, Limits, Place};
 use crate::hooks::Hook;
 use crate::run::Fds;
 use crate::seccomp::Filter;
@@ -46,6 +47,24 @@ pub(crate) enum Chore {
         /// Which.
         limits: Limits,
     },
+    /// Makes the directories of a unit's cgroup that systemd does not make (v1). They have no limits yet.
+    BesideSystemd {
+        /// Where.
+        path: CgroupPath,
+        /// Whose.
+        unit: SavedUnit,
+    },
+    /// Has systemd start a unit with the child in it, and sets the limits of its cgroup.
+    Unit {
+        /// Which.
+        unit: Box<Unit>,
+        /// Where its cgroup will be.
+        places: Vec<Place>,
+        /// The limits of the cgroup.
+        limits: Limits,
+    },
+    /// Gives the container's cgroup to the user who is root inside (v2).
+    DelegateCgroup(u32),
     /// Writes the id maps of the child's user namespace.
     IdMaps {
         /// Lines of `uid_map`.
@@ -334,11 +353,18 @@ impl fmt::Display for Chore {
         match self {
             Chore::OpenNamespace { kind, path, .. } => write!(f, "open {kind} namespace {}", path.display()),
             Chore::Mount(mount) => mount.fmt(f),
+            Chore::BesideSystemd { path, .. } => write!(f, "make cgroup {path} where systemd does not"),
+            Chore::Unit { unit, limits, .. } => {
+                write!(f, "start unit {unit}")?;
+                unit.properties().iter().try_for_each(|property| write!(f, ", {property}"))?;
+                limits.to_string().lines().try_for_each(|limit| write!(f, ", {limit}"))
+            }
             Chore::Cgroup { path, limits } => {
                 let limits = limits.to_string();
                 write!(f, "make cgroup {path}")?;
                 limits.lines().try_for_each(|limit| write!(f, ", {limit}"))
             }
+            Chore::DelegateCgroup(uid) => write!(f, "give the cgroup to user {uid}"),
             Chore::IdMaps { uids, gids, .. } => {
                 write!(f, "map ids: uid {}; gid {}", uids.trim().replace('\n', ", "), gids.trim().replace('\n', ", "))
             }

@@ -14,10 +14,13 @@ use libcontainer::plan::{ExecRequest, Plan, Request};
 use libcontainer::run::{Into, Io, Launch, Launched, Progress, RunError, Wake};
 use libcontainer::sys::wait::{self, Exit};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
+#[path = "launch/cgroup2.rs"]
+mod cgroup2;
 #[path = "launch/disasters.rs"]
 mod disasters;
 
@@ -51,6 +54,19 @@ const TESTS: &[(&str, fn())] = &[
     ("limits_hold_before_a_further_process_runs", limits_hold_before_a_further_process_runs),
     ("a_cgroup_namespace_begins_at_the_containers_cgroup", a_cgroup_namespace_begins_at_the_containers_cgroup),
     ("a_process_without_capabilities_has_none", a_process_without_capabilities_has_none),
+    ("a_directory_that_was_killed_once_takes_a_container", cgroup2::a_directory_that_was_killed_once_takes_a_container),
+    ("a_further_process_follows_an_init_that_moved_down", cgroup2::a_further_process_follows_an_init_that_moved_down),
+    ("a_cgroup_mount_shows_the_containers_own", cgroup2::a_cgroup_mount_shows_the_containers_own),
+    (
+        "a_container_without_a_cgroup_namespace_leaves_the_hosts_options_alone",
+        cgroup2::a_container_without_a_cgroup_namespace_leaves_the_hosts_options_alone,
+    ),
+    ("root_of_a_user_namespace_arranges_its_own_cgroup", cgroup2::root_of_a_user_namespace_arranges_its_own_cgroup),
+    (
+        "a_runtime_whose_own_cgroup_was_killed_says_what_to_do",
+        cgroup2::a_runtime_whose_own_cgroup_was_killed_says_what_to_do,
+    ),
+    ("a_container_without_a_way_in_says_why", cgroup2::a_container_without_a_way_in_says_why),
 ];
 
 fn main() {
@@ -59,6 +75,9 @@ fn main() {
         println!("SKIPPED, every one of {} tests: they need root", TESTS.len());
         return;
     }
+    // Two hundred containers at once, on v1 with a descriptor for each hierarchy.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     let wanted = std::env::args().nth(1).filter(|arg| !arg.starts_with('-')).unwrap_or_default();
     let mut passed = 0;
     for (name, test) in TESTS.iter().filter(|(name, _)| name.contains(&wanted)) {
@@ -140,6 +159,7 @@ impl Bundle {
             no_pivot: false,
             no_new_keyring: false,
             preserve_fds: 0,
+            systemd: None,
         };
         Plan::create(&spec, host, &request).map_err(|error| error.to_string())
     }
@@ -153,6 +173,10 @@ impl Bundle {
 
     /// Runs a further process to its end.
     fn exec(&self, launched: &Launched, process: Value) -> Ran {
+        self.try_exec(launched, process).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn try_exec(&self, launched: &Launched, process: Value) -> Result<Ran, String> {
         let spec: Spec = serde_json::from_value(self.config.clone()).unwrap();
         let process = serde_json::from_value(process).unwrap();
         let request =
@@ -161,13 +185,14 @@ impl Bundle {
         let (io, mut reader) = streams();
         let init = launched.pidfd.try_clone().unwrap();
         let cgroup = launched.cgroup.as_ref().unwrap();
-        let mut launch = Launch::begin(plan, io, Into::Running { cgroup, init }).unwrap();
-        assert_eq!(drive(&mut launch).unwrap(), Progress::Running);
+        let launch = Launch::begin(plan, io, Into::Running { cgroup, init });
+        let mut launch = launch.map_err(|error| error.to_string())?;
+        assert_eq!(drive(&mut launch).map_err(|error| error.to_string())?, Progress::Running);
         let further = launch.into_launched().unwrap();
         let exit = wait::child(further.pidfd.as_fd()).unwrap();
         let mut out = String::new();
         reader.read_to_string(&mut out).unwrap();
-        Ran { exit, out }
+        Ok(Ran { exit, out })
     }
 
     fn start(&self) -> Result<(Launched, PipeReader), String> {
@@ -195,6 +220,13 @@ impl Bundle {
     }
 }
 
+/// Where the tops of cgroup hierarchies may be: on v2 it is one, on v1 they are below.
+fn hierarchies() -> impl Iterator<Item = std::path::PathBuf> {
+    let top = std::path::PathBuf::from("/sys/fs/cgroup");
+    let below = fs::read_dir(&top).unwrap().flatten().map(|entry| entry.path());
+    below.chain([top])
+}
+
 fn streams() -> (Io, PipeReader) {
     let (reader, writer) = pipe().unwrap();
     let stdin = fs::File::open("/dev/null").unwrap().into();
@@ -213,9 +245,8 @@ impl Drop for Bundle {
         if std::thread::panicking() {
             return; // the first complaint is the one to read
         }
-        let left = fs::read_dir("/sys/fs/cgroup").unwrap().flatten();
         let left =
-            left.map(|hierarchy| hierarchy.path().join("dunnage-test").join(&self.id)).filter(|dir| dir.exists());
+            hierarchies().map(|hierarchy| hierarchy.join("dunnage-test").join(&self.id)).filter(|dir| dir.exists());
         assert_eq!(left.collect::<Vec<_>>(), Vec::<std::path::PathBuf>::new(), "cgroups are left behind");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&*self.folder.path().to_string_lossy()), "mounts are left behind: {mounts}");
@@ -741,8 +772,8 @@ fn limits_hold_before_a_further_process_runs() {
 fn a_further_process_has_the_containers_keyring() {
     let bundle = Bundle::new("exec sleep 1000");
     let (launched, _reader) = bundle.start().unwrap();
-    // To another user than their owner, session keyrings show only if they are its own.
-    let process = json!({ "args": ["cat", "/proc/keys"], "env": ["PATH=/bin"], "cwd": "/", "user": { "uid": 1000, "gid": 1000 } });
+    // To another user than their owner, session keyrings show only if they are its own. One who has no others.
+    let process = json!({ "args": ["cat", "/proc/keys"], "env": ["PATH=/bin"], "cwd": "/", "user": { "uid": 54321, "gid": 54321 } });
     let ran = bundle.exec(&launched, process);
     end(launched);
     let keyrings = ran.out.lines().filter(|line| line.contains("_ses.")).collect::<Vec<_>>();

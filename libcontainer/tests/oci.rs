@@ -16,6 +16,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+#[path = "oci/systemd.rs"]
+mod systemd;
+use systemd::*;
+
 const OURS: &str = env!("CARGO_BIN_EXE_dunnage-oci");
 
 /// A test that runs containers. Skips loudly without root, unless `ROOT_TESTS=must`.
@@ -47,6 +51,14 @@ root_tests! {
     our_binary_cannot_be_written_from_a_container
     documents_and_exit_codes_are_runcs
     a_created_container_with_another_spec_in_its_bundle_is_started_as_it_was_created
+    a_container_is_a_scope_whose_limits_survive_a_reload
+    a_unit_is_lived_with_as_any_container
+    a_name_can_be_used_again_at_once
+    a_unit_of_that_name_is_taken_only_if_it_has_failed
+    what_dies_of_memory_leaves_no_failed_unit
+    without_a_bus_systemd_is_asked_directly
+    where_no_systemd_is_the_error_says_where_it_was_looked_for
+    a_bus_that_says_nothing_holds_nobody_for_ever_and_nothing_is_left
 }
 
 /// A bundle with a busybox root, and a folder for the states of its containers.
@@ -157,7 +169,8 @@ impl Bundle {
 
     fn nothing_is_left(&self) {
         assert!(!self.state_dir().exists(), "the state folder is left");
-        let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
+        let top = Path::new("/sys/fs/cgroup"); // on v2 the hierarchy itself
+        let hierarchies = fs::read_dir(top).unwrap().flatten().map(|entry| entry.path()).chain([top.to_owned()]);
         let left = hierarchies.map(|dir| dir.join("dunnage-test").join(&self.id)).filter(|dir| dir.exists());
         assert_eq!(left.collect::<Vec<_>>(), Vec::<PathBuf>::new(), "cgroups are left");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -360,7 +373,7 @@ fn errors_are_told_to_people_and_to_engines() {
     let log = fs::read_to_string(bundle.path("log")).unwrap();
     let line: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
     assert_eq!((&line["level"], &line["msg"]), (&json!("error"), &json!("container does not exist")));
-    assert!(bundle.refuses(&["--systemd-cgroup", "run", "ID"]).1.contains("not implemented"));
+    assert!(bundle.refuses(&["--systemd-cgroup", "run", "ID"]).1.contains("slice:prefix:name"));
     bundle.says(&["--rootless", "false", "run", "ID"]);
     for config in ["", "{", "[]", "{\"ociVersion\":\"1.0.2\"}"] {
         fs::write(bundle.path("config.json"), config).unwrap();

@@ -8,7 +8,19 @@ use std::{
 
 use libcontainer::sys::process::{open_pty_peer, set_window_size};
 
-use crate::flow::{Copy, End, flow, flow_now};
+use crate::{
+    flow::{Copy, End, flow, flow_now},
+    kept::Stream,
+    outlet::Outlet,
+};
+
+/// What a terminal is connected with.
+pub(crate) enum Wiring {
+    /// Where its input comes from, and where its output goes.
+    Client(Option<End>, End),
+    /// A log, and who is attached; whether these may type.
+    Outlet(Box<Outlet>, bool),
+}
 
 /// The pty master of one process.
 pub(crate) struct Console {
@@ -21,11 +33,21 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    /// Starts copying between `master` and the client.
-    pub(crate) fn new(master: OwnedFd, from: Option<End>, to: End) -> io::Result<Self> {
+    /// Starts copying between `master` and what it is connected with.
+    pub(crate) fn new(master: OwnedFd, wiring: Wiring) -> io::Result<Self> {
         let peer = open_pty_peer(master.as_fd()).map_err(|failed| failed.errno)?;
         let master = Arc::new(End::both(master)?);
         let weak = Arc::downgrade(&master);
+        let (from, to) = match wiring {
+            Wiring::Client(from, to) => (from, to),
+            Wiring::Outlet(outlet, input) => {
+                if input {
+                    outlet.hub().feed_terminal(weak.clone());
+                }
+                let copy = Copy::spawn(outlet.run(vec![(Stream::Out, master)]));
+                return Ok(Self { master: weak, peer: Some(peer), copy });
+            }
+        };
         let copy = Copy::spawn(async move {
             let input = async {
                 match from {
@@ -85,7 +107,8 @@ mod tests {
         block_on(async {
             let pty = openpty(None, None).unwrap();
             let (out_read, out_write) = pipe2(OFlag::O_CLOEXEC).unwrap();
-            let mut console = Console::new(pty.master, None, End::sink(out_write, None).unwrap()).unwrap();
+            let to = End::sink(out_write, None).unwrap();
+            let mut console = Console::new(pty.master, Wiring::Client(None, to)).unwrap();
             let slave = File::from(pty.slave);
             let name =
                 std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&slave))).unwrap();

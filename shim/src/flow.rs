@@ -129,7 +129,7 @@ async fn step_by_hand(from: &End, to: &End) -> io::Result<Step> {
 ///
 /// epoll reports edges, and tokio remembers what it reported. What it remembers is struck out only after the kernel has
 /// been asked again, so that no edge is lost in between.
-async fn until(end: &End, flag: PollFlags) -> io::Result<()> {
+pub(crate) async fn until(end: &End, flag: PollFlags) -> io::Result<()> {
     let End::Pollable { fd, .. } = end else { return Ok(()) };
     loop {
         let mut guard = if flag == PollFlags::POLLIN { fd.readable().await? } else { fd.writable().await? };

@@ -13,7 +13,7 @@ use std::{
 
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use libcontainer::{
-    cgroup::{Cgroup, CgroupError, Events, FreezerState, Freezing, Limits, OomWatch},
+    cgroup::{Cgroup, CgroupError, Events, FreezerState, Freezing, Limits, OomWatch, systemd},
     sys::process::{pidfd_open, pidfd_send_signal},
 };
 use nix::{
@@ -23,7 +23,7 @@ use nix::{
 };
 use oci_spec::runtime::{LinuxResources, Process as Spec};
 use protobuf::MessageField;
-use runtime_v2_api::{Empty, events, pack, runc, task as wire, topic, types};
+use runtime_v2_api::{Empty, events, pack, runc, shim::TraceResponse, task as wire, topic, types};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     join,
@@ -40,6 +40,7 @@ use crate::{
     stdio::{Stdio, Wanted},
     sys::ready,
     task::{Action, Event, Life, News, Refused, Seen, Status},
+    trace::Trace,
 };
 
 /// How many answers to a Delete we keep whose client was gone: it may ask again.
@@ -47,12 +48,16 @@ const REMEMBERED: usize = 16;
 /// How often to look at a v1 freezer, which tells nobody when it is done.
 const LOOK: Duration = Duration::from_millis(1);
 
+/// The exit status of a process that SIGKILL ended.
+const KILLED: u32 = 128 + libc::SIGKILL.cast_unsigned();
+
+type Update = (Rc<RefCell<Body>>, Limits, Option<systemd::Call>);
 type Chore = Pin<Box<dyn Future<Output = Done>>>;
 
 /// A chore that is done.
 pub(crate) enum Done {
     Created(Box<(wire::CreateTaskRequest, Reply<wire::CreateTaskResponse>, Result<Created, Fault>)>),
-    Started(String, Result<(), Fault>),
+    Started(String, (Trace, Result<(), Fault>)),
     Executed(String, String, Box<Result<Executed, Fault>>),
     /// Init or an exec was reaped.
     Exited(String, Option<String>, Exit),
@@ -62,7 +67,7 @@ pub(crate) enum Done {
     MemoryStirred(String),
     Removed(String, Result<(), Fault>),
     ExecRemoved(String, String),
-    /// A container is gone that something was to be told to.
+    /// There is nothing more to do about it.
     Moot,
 }
 
@@ -100,6 +105,7 @@ struct Task {
     oom: Option<Oom>,
     freezing: Option<(Freezing, Option<Events>)>,
     pause: Option<Reply<Empty>>,
+    trace: Trace,
 }
 
 struct Oom {
@@ -184,9 +190,9 @@ impl Task {
 }
 
 impl House {
-    pub(crate) fn new(namespace: String, publisher: Publisher) -> Self {
+    pub(crate) fn new(namespace: String, supervised: bool, publisher: Publisher) -> Self {
         Self {
-            ground: Rc::new(Ground::new(namespace)),
+            ground: Rc::new(Ground::new(namespace, supervised)),
             publisher,
             tasks: HashMap::new(),
             chores: FuturesUnordered::new(),
@@ -243,7 +249,7 @@ impl House {
             Call::Exec(request, reply) => answer(reply, self.exec(request)),
             Call::ResizePty(request, reply) => answer(reply, self.resize(&request)),
             Call::CloseIo(request, reply) => answer(reply, self.close_io(&request)),
-            Call::Update(request, reply) => answer(reply, self.update(&request)),
+            Call::Update(request, reply) => self.update(&request, reply),
             Call::Wait(request, reply) => self.wait(&request, reply),
             Call::Stats(request, reply) => answer(reply, self.stats(&request.id)),
             Call::Connect(request, reply) => answer(reply, Ok(self.connect(&request.id))),
@@ -252,6 +258,7 @@ impl House {
                 self.shutdown = if self.is_empty() { Shutdown::Now } else { Shutdown::Early };
                 answer(reply, Ok(Empty::new()));
             }
+            Call::Trace(request, reply) => answer(reply, self.trace(&request.id)),
         }
     }
 
@@ -263,7 +270,7 @@ impl House {
                 self.created(&request, reply, created);
                 Ok(())
             }
-            Done::Started(id, started) => self.started(&id, started),
+            Done::Started(id, (trace, started)) => self.started(&id, trace, started),
             Done::Executed(id, exec, executed) => self.executed(&id, &exec, *executed),
             Done::Exited(id, exec, exit) => self.exited(&id, exec.as_deref(), exit),
             Done::FreezerStirred(id) => self.look_at_freezer(&id),
@@ -302,8 +309,9 @@ impl House {
         match action {
             Action::Release => {
                 let (body, init) = (task.body.clone(), (task.life.pid(), task.exit.clone()));
+                let trace = task.trace.clone();
                 self.chore(async move {
-                    let started = launch::start(&ground, &body, init).await;
+                    let started = launch::start(&ground, &body, init, trace).await;
                     Done::Started(id, started)
                 });
             }
@@ -439,7 +447,7 @@ impl House {
         created: Result<Created, Fault>,
     ) {
         let id = &request.id;
-        let Created { body, child, stdio, remains, own_pids, io_owner, no_new_keyring } = match created {
+        let Created { body, child, stdio, remains, own_pids, io_owner, no_new_keyring, trace } = match created {
             Ok(created) => created,
             Err(fault) => {
                 self.tasks.remove(id);
@@ -466,6 +474,7 @@ impl House {
             oom: None,
             freezing: None,
             pause: None,
+            trace,
         };
         self.tasks.insert(id.clone(), Some(task));
         self.watch_for_oom(id);
@@ -484,8 +493,9 @@ impl House {
         }
     }
 
-    fn started(&mut self, id: &str, started: Result<(), Fault>) -> Result<(), Fault> {
+    fn started(&mut self, id: &str, trace: Trace, started: Result<(), Fault>) -> Result<(), Fault> {
         let task = self.task(id)?;
+        task.trace = trace;
         let pid = task.life.pid();
         let fine = started.is_ok();
         // The reply first: no exit may come before it.
@@ -611,6 +621,12 @@ impl House {
         let signal = i32::try_from(request.signal).ok().filter(|signal| (0..=libc::SIGRTMAX()).contains(signal));
         let signal = signal.ok_or_else(|| Fault::Invalid(format!("{} is not a signal", request.signal)))?;
         let exec = named(&request.exec_id);
+        // What the kernel killed before is told apart from what we kill.
+        if signal == libc::SIGKILL
+            && let Err(fault) = self.look_for_oom(&request.id)
+        {
+            log::debug!("{fault}");
+        }
         let event = if request.all && exec.is_none() { Event::KillAll(signal) } else { Event::Kill(exec, signal) };
         self.happen(&request.id, event)?;
         Ok(Empty::new())
@@ -745,7 +761,20 @@ impl House {
         Ok(Empty::new())
     }
 
-    fn update(&mut self, request: &wire::UpdateTaskRequest) -> Result<Empty, Fault> {
+    fn update(&mut self, request: &wire::UpdateTaskRequest, reply: Reply<Empty>) {
+        let (body, limits, tell) = match self.begin_update(request) {
+            Ok(begun) => begun,
+            Err(fault) => return answer(reply, Err(fault)),
+        };
+        self.chore(async move {
+            let updated = launch::update(&body, &limits, tell).await;
+            answer(reply, updated.map(|()| Empty::new()));
+            Done::Moot
+        });
+    }
+
+    /// What an update is to change, and what systemd is to be told of it first.
+    fn begin_update(&mut self, request: &wire::UpdateTaskRequest) -> Result<Update, Fault> {
         self.happen(&request.id, Event::Update)?;
         let resources: LinuxResources = serde_json::from_slice(&request.resources.value)
             .map_err(|error| Fault::Invalid(format!("resources: {error}")))?;
@@ -755,14 +784,21 @@ impl House {
             let problems: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.field, p.text)).collect();
             Fault::Invalid(problems.join("; "))
         })?;
-        self.task(&request.id)?.with_cgroup(|cgroup| cgroup.update(&limits))?;
-        Ok(Empty::new())
+        let task = self.task(&request.id)?;
+        let tell = task.with_cgroup(|cgroup| cgroup.tell_systemd(&limits, &host.cgroups))?;
+        Ok((task.body.clone(), limits, tell))
     }
 
     fn stats(&mut self, id: &str) -> Result<wire::StatsResponse, Fault> {
         let stats = stats::message(self.task(id)?.with_cgroup(Cgroup::stats)?);
         let stats = stats.map_err(|error| Fault::Failed(format!("encode the metrics: {error}")))?;
         Ok(wire::StatsResponse { stats: MessageField::some(stats), ..Default::default() })
+    }
+
+    fn trace(&mut self, id: &str) -> Result<TraceResponse, Fault> {
+        let task = self.task(id)?;
+        let told = task.trace.told(task.body.borrow().launch()).ok_or_else(|| Fault::Untraced(id.to_owned()))?;
+        told.map_err(|error| Fault::Failed(format!("decode the time line of a start: {error}")))
     }
 
     fn connect(&mut self, id: &str) -> wire::ConnectResponse {
@@ -801,10 +837,20 @@ impl House {
 
     /// Publishes what the kernel killed for memory since the last look.
     fn look_for_oom(&mut self, id: &str) -> Result<(), Fault> {
-        let Some(oom) = &mut self.task(id)?.oom else { return Ok(()) };
-        let kills =
-            oom.watch.read().map_err(|errno| Fault::Failed(format!("look for out-of-memory kills: {errno}")))?;
+        let task = self.task(id)?;
+        let exit = task.life.seen(None)?.exit;
+        let Some(oom) = &mut task.oom else { return Ok(()) };
+        let kills = match exit {
+            Some(exit) if exit.status() == KILLED => oom.watch.read_last(),
+            _ => oom.watch.read(),
+        };
+        let kills = kills.map_err(|errno| Fault::Failed(format!("look for out-of-memory kills: {errno}")))?;
         if kills > 0 {
+            let task = self.task(id)?;
+            let facts = |watch: &OomWatch| task.with_cgroup(|cgroup| Ok(watch.facts(cgroup))).ok().flatten();
+            if let Some(facts) = task.oom.as_ref().and_then(|oom| facts(&oom.watch)) {
+                log::info!("container {id}: {facts}");
+            }
             let event = events::TaskOOM { container_id: id.to_owned(), ..Default::default() };
             self.publisher.publish(topic::TASK_OOM, &event);
         }

@@ -16,11 +16,14 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     task::Poll,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use libcontainer::{
-    cgroup::{Cgroup, CgroupError, Saved},
+    cgroup::{
+        Cgroup, CgroupError, Limits, Saved,
+        systemd::{self, Manager, SystemdError},
+    },
     container, hooks,
     host::{Host, HostError},
     plan::{ExecRequest, Plan, Request},
@@ -44,6 +47,7 @@ use crate::{
     service::Fault,
     stdio::{Stdio, User, Wanted},
     sys::ready,
+    trace::Trace,
 };
 
 /// How often, and how far apart, we try what processes on their way out of the kernel may still be in the way of: the
@@ -55,13 +59,15 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Ground {
     pub(crate) namespace: String,
     pub(crate) reaper: Reaper,
+    /// Somebody may ask how containers were started.
+    pub(crate) traces: bool,
     /// Looked at once: a host with a thousand mounts takes its time to list them, and exec probes come every second.
     host: OnceCell<Host>,
 }
 
 impl Ground {
-    pub(crate) fn new(namespace: String) -> Self {
-        Self { namespace, reaper: Reaper::default(), host: OnceCell::new() }
+    pub(crate) fn new(namespace: String, traces: bool) -> Self {
+        Self { namespace, reaper: Reaper::default(), traces, host: OnceCell::new() }
     }
 
     /// What this machine can do.
@@ -85,6 +91,14 @@ pub(crate) enum Body {
 }
 
 impl Body {
+    /// The launch, while it is one.
+    pub(crate) fn launch(&self) -> Option<&Launch> {
+        match self {
+            Self::Launch(launch) => Some(launch),
+            Self::Running(_) | Self::Gone => None,
+        }
+    }
+
     /// Its cgroup, as long as there is one.
     pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
         match self {
@@ -115,6 +129,7 @@ pub(crate) struct Created {
     pub(crate) io_owner: (Uid, Gid),
     /// What runs in it later keeps our session keyring, as it did.
     pub(crate) no_new_keyring: bool,
+    pub(crate) trace: Trace,
 }
 
 /// What Delete must remove, and where it is recorded.
@@ -133,6 +148,7 @@ pub(crate) async fn create(
     request: &wire::CreateTaskRequest,
     given_up: impl Future<Output = ()>,
 ) -> Result<Created, Fault> {
+    let (begin, mut trace) = (SystemTime::now(), Trace::new(ground.traces));
     if !request.checkpoint.is_empty() {
         return Err(Fault::Unimplemented("restore from a checkpoint"));
     }
@@ -144,11 +160,18 @@ pub(crate) async fn create(
         state: options.state_root(&ground.namespace).join(&request.id),
         rootfs_mounted: !request.rootfs.is_empty(),
     };
-    let created = mount(bundle, &request.rootfs);
-    let created = match created {
-        Ok(()) => create_mounted(ground, request, &options, &remains, given_up).await,
+    let mounting = SystemTime::now();
+    let created = match mount(bundle, &request.rootfs) {
+        Ok(()) => {
+            trace.done("mount the root filesystem", mounting);
+            create_mounted(ground, request, &options, &remains, trace, given_up).await
+        }
         Err(error) => Err(error),
     };
+    let created = created.map(|mut created| {
+        created.trace.done("create", begin);
+        created
+    });
     if created.is_err()
         && let Err(error) = remains.unmount().await
     {
@@ -162,8 +185,10 @@ async fn create_mounted(
     request: &wire::CreateTaskRequest,
     options: &Options,
     remains: &Remains,
+    mut trace: Trace,
     given_up: impl Future<Output = ()>,
 ) -> Result<Created, Fault> {
+    let planning = SystemTime::now();
     let runtime = |error: &dyn std::fmt::Display| Fault::Failed(format!("OCI runtime create failed: {error}"));
     let mut given_up = pin!(given_up);
     let mut spec = spec::read(&remains.bundle).map_err(|error| runtime(&error))?;
@@ -183,8 +208,10 @@ async fn create_mounted(
         no_pivot: options.no_pivot_root,
         no_new_keyring: options.no_new_keyring,
         preserve_fds: 0,
+        systemd: options.systemd_cgroup.then(|| Manager::of(host)),
     };
     let plan = Plan::create(&spec, host, &asked).map_err(|error| runtime(&error))?;
+    trace.done("read config.json and make the plan", planning);
 
     let io_owner = (Uid::from_raw(options.io_uid), Gid::from_raw(options.io_gid));
     let wanted = Wanted {
@@ -194,11 +221,13 @@ async fn create_mounted(
         terminal: request.terminal,
     };
     let user = user(&spec, spec.process().as_ref(), io_owner, false);
+    let opening = SystemTime::now();
     let open = Stdio::open(&wanted, user, (&request.id, &ground.namespace), &ground.reaper);
     let (mut stdio, ends) = tokio::select! {
         opened = open => opened.map_err(|error| Fault::Failed(error.to_string()))?,
         () = &mut given_up => return Err(Fault::Failed("the client gave up".into())),
     };
+    trace.done("open the stdio", opening);
     let io = match ends {
         Some(ends) => Io::Fds { stdin: ends.stdin, stdout: ends.stdout, stderr: ends.stderr },
         None => Io::Terminal,
@@ -227,6 +256,7 @@ async fn create_mounted(
             own_pids: own_pids(&spec),
             io_owner,
             no_new_keyring: options.no_new_keyring,
+            trace,
         }),
         Err(fault) => {
             undo(&body, &mut children).await;
@@ -294,7 +324,7 @@ impl Record {
             .map_err(failed(&format!("write {}", pid_file.display())))?;
         self.state.init = Some(Init::of(pid).map_err(|error| Fault::Failed(error.to_string()))?);
         self.state.creating = false;
-        self.state.cgroup = cgroup.unwrap_or(Saved { groups: Vec::new() });
+        self.state.cgroup = cgroup.unwrap_or_default();
         self.dir.save(&self.state).map_err(unrecorded)
     }
 
@@ -310,15 +340,27 @@ fn unrecorded(error: state::StateError) -> Fault {
     Fault::Failed(format!("record the container: {error}"))
 }
 
-/// Lets a container at its gate go on, until its program runs. When this fails, the process has ended.
-pub(crate) async fn start(ground: &Ground, body: &RefCell<Body>, init: (Pid, Watch)) -> Result<(), Fault> {
+/// Lets a container at its gate go on, until its program runs. When this fails, the process has ended. Either way the time
+/// line says how far it came.
+pub(crate) async fn start(
+    ground: &Ground,
+    body: &RefCell<Body>,
+    init: (Pid, Watch),
+    mut trace: Trace,
+) -> (Trace, Result<(), Fault>) {
+    let begin = SystemTime::now();
     let runtime = |error: &dyn std::fmt::Display| Fault::Failed(format!("OCI runtime start failed: {error}"));
     if let Body::Launch(launch) = &mut *body.borrow_mut() {
         launch.start();
     }
     let mut children = Children::new(&ground.reaper);
     children.known(init);
-    let started = match drive(body, &mut children, Progress::Running, pending()).await {
+    let driven = drive(body, &mut children, Progress::Running, pending()).await;
+    trace.done("start", begin);
+    if let Body::Launch(launch) = &*body.borrow() {
+        trace.keep_steps(launch);
+    }
+    let started = match driven {
         Ok(()) => settle(body),
         Err(error) => {
             // Nothing is left of it.
@@ -326,7 +368,7 @@ pub(crate) async fn start(ground: &Ground, body: &RefCell<Body>, init: (Pid, Wat
             Err(error)
         }
     };
-    started.map_err(|error| runtime(&error))
+    (trace, started.map_err(|error| runtime(&error)))
 }
 
 /// A process that was exec'ed.
@@ -482,7 +524,7 @@ async fn drive(
     // The first look is for what came before we were here.
     let mut wake = Wake::Readable;
     loop {
-        let deadline = {
+        let (systemd, deadline) = {
             let mut body = body.borrow_mut();
             let Body::Launch(launch) = &mut *body else { return Ok(()) };
             let progress = launch.advance(wake)?;
@@ -497,11 +539,13 @@ async fn drive(
                 (Some(_), Some(wire)) => Some(wire),
                 (Some(fd), None) => Some(readable(fd)),
             };
+            // Not kept: the next one may be another that has the same number.
+            let systemd = wants.systemd.map(readable);
             let deadline = wants.deadline;
-            if watched.is_err() || matches!(wire, Some(Err(_))) {
+            if watched.is_err() || matches!(wire, Some(Err(_))) || matches!(systemd, Some(Err(_))) {
                 launch.abandon("no descriptor left to watch it with");
             }
-            deadline
+            (systemd, deadline)
         };
         let readiness = async {
             match &wire {
@@ -512,6 +556,7 @@ async fn drive(
         wake = tokio::select! {
             (pid, exit) = children.next() => Wake::Exited(pid, exit.end),
             _ = readiness => Wake::Readable,
+            () = stirs(systemd.as_ref().and_then(|fd| fd.as_ref().ok())) => Wake::Readable,
             () = sleep_to(deadline) => Wake::Deadline,
             () = &mut given_up, if patient => {
                 patient = false;
@@ -522,6 +567,37 @@ async fn drive(
             }
         };
     }
+}
+
+/// Something is to be read; never, if there is nothing to read it from.
+async fn stirs(fd: Option<&AsyncFd<OwnedFd>>) {
+    match fd {
+        Some(fd) => drop(fd.readable().await),
+        None => pending().await,
+    }
+}
+
+/// Changes the limits of a container, of which systemd is told first if it made its cgroup.
+pub(crate) async fn update(body: &RefCell<Body>, limits: &Limits, tell: Option<systemd::Call>) -> Result<(), Fault> {
+    if let Some(tell) = tell {
+        ask(tell).await.map_err(|error| Fault::Failed(error.to_string()))?;
+    }
+    let body = body.borrow();
+    body.cgroup().ok_or(Fault::NoCgroup)?.update(limits).map_err(|error| Fault::Failed(error.to_string()))
+}
+
+/// Asks systemd for something, and waits for its answer.
+async fn ask(mut call: systemd::Call) -> Result<(), SystemdError> {
+    while !call.advance()? {
+        let deadline = call.deadline();
+        // Without a descriptor left to wait on, there is still the deadline.
+        let socket = call.fd().map(readable).transpose().unwrap_or_default();
+        tokio::select! {
+            () = stirs(socket.as_ref()) => {}
+            () = sleep_to(Some(deadline)) => {}
+        }
+    }
+    Ok(())
 }
 
 /// A copy of `fd` to wait on, so that nobody has to hold the launch meanwhile.
@@ -553,6 +629,13 @@ pub(crate) async fn remove(ground: &Ground, body: &RefCell<Body>, remains: &Rema
             Err(error) => return Err(Fault::Failed(format!("failed to delete task: {error}"))),
         }
         sleep(PAUSE).await;
+    }
+    let unit = body.borrow().cgroup().and_then(Cgroup::unit).map(systemd::Call::stop);
+    if let Some(stop) = unit
+        && let Err(error) = ask(stop).await
+    {
+        // It is empty, so systemd will come to it by itself.
+        log::warn!("{error}");
     }
     remains.remove(&ground.reaper).await
 }

@@ -97,7 +97,7 @@ impl fmt::Write for Quoted {
 }
 
 /// A time in UTC with nanoseconds, as `2026-11-21T03:17:34.000000042Z`.
-struct Rfc3339(SystemTime);
+pub(crate) struct Rfc3339(pub(crate) SystemTime);
 
 impl Display for Rfc3339 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -13,15 +13,19 @@ use nix::sys::prctl;
 
 mod address;
 mod args;
+mod attach;
 mod console;
 mod delete;
 mod flow;
 mod house;
 mod info;
+mod kept;
 mod launch;
+mod ledger;
 mod log;
 mod logger;
 mod options;
+mod outlet;
 mod publish;
 mod reap;
 mod serve;
@@ -31,6 +35,7 @@ mod stats;
 mod stdio;
 mod sys;
 mod task;
+mod trace;
 
 const NAME: &str = env!("CARGO_BIN_NAME");
 
@@ -68,6 +73,7 @@ fn serve(args: args::Args) -> anyhow::Result<()> {
         Some(path) => address::listen(path).with_context(|| format!("listen on {}", path.display()))?,
         None => sys::spawn::inherited_listener().context("take the socket in descriptor 3")?,
     };
-    let config = serve::Config { namespace: args.namespace, listener, events: publish::address()? };
+    let (events, ledger) = (publish::address()?, ledger::Ledger::of_this_process()?);
+    let config = serve::Config { namespace: args.namespace, listener, events, ledger };
     serve::serve(config).context("serve")
 }

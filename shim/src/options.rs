@@ -42,8 +42,9 @@ pub(crate) struct Options {
     binary_name: String,
     #[serde(skip_serializing_if = "is_default")]
     root: String,
+    /// systemd makes the container's cgroup.
     #[serde(skip_serializing_if = "is_default")]
-    systemd_cgroup: bool,
+    pub(crate) systemd_cgroup: bool,
     #[serde(skip_serializing_if = "is_default")]
     criu_path: String,
     #[serde(skip_serializing_if = "is_default")]
@@ -71,9 +72,6 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 /// Options that we cannot follow.
 #[derive(Debug, Error)]
 pub(crate) enum OptionsError {
-    /// We know what is wanted and do not have it.
-    #[error("SystemdCgroup: cgroups made by systemd are not supported yet; leave it unset to have them made directly")]
-    SystemdCgroup,
     #[error(
         "cannot run {0:?}: this shim is its own runtime and executes no other; remove BinaryName (ctr: --runc-binary), \
          or use the runtime io.containerd.runc.v2"
@@ -159,9 +157,6 @@ impl Options {
         if !self.binary_name.is_empty() && !OURS.iter().any(|ours| name == *ours) {
             return Err(OptionsError::ForeignRuntime(self.binary_name));
         }
-        if self.systemd_cgroup {
-            return Err(OptionsError::SystemdCgroup);
-        }
         Ok(self)
     }
 
@@ -234,6 +229,7 @@ mod tests {
             io_gid: 1001,
             binary_name: "/usr/bin/containerd-shim-dunnage-v2".into(),
             root: "/run/x".into(),
+            systemd_cgroup: true,
             ..Options::default()
         };
         let sent = runc::Options {
@@ -244,6 +240,7 @@ mod tests {
             io_gid: 1001,
             binary_name: "/usr/bin/containerd-shim-dunnage-v2".into(),
             root: "/run/x".into(),
+            systemd_cgroup: true,
             ..Default::default()
         };
         assert_eq!(runc(sent), Ok(expected.clone()));
@@ -255,10 +252,11 @@ mod tests {
             io_gid: 1001,
             ..Default::default()
         };
-        let without = Options { binary_name: String::new(), root: String::new(), ..expected.clone() };
+        let without =
+            Options { binary_name: String::new(), root: String::new(), systemd_cgroup: false, ..expected.clone() };
         assert_eq!(Options::read(&pack(&from_ctr).unwrap()).unwrap(), without);
         let body = "NoPivotRoot = true\nNoNewKeyring = true\nShimCgroup = '/shims'\nIoUid = 1000\nIoGid = 1001\n\
-                    BinaryName = '/usr/bin/containerd-shim-dunnage-v2'\nRoot = '/run/x'\n";
+                    BinaryName = '/usr/bin/containerd-shim-dunnage-v2'\nRoot = '/run/x'\nSystemdCgroup = true\n";
         assert_eq!(toml(body), Ok(expected.clone()));
         assert_eq!(expected.state_root("default"), Path::new("/run/x/default"));
     }
@@ -281,8 +279,6 @@ mod tests {
         assert!(foreign.starts_with("cannot run \"no-runc\": "), "{foreign}");
         let foreign = toml("BinaryName = '/usr/bin/crun'").unwrap_err();
         assert!(foreign.starts_with("cannot run \"/usr/bin/crun\": "), "{foreign}");
-        let systemd = runc(runc::Options { systemd_cgroup: true, ..Default::default() }).unwrap_err();
-        assert!(systemd.starts_with("SystemdCgroup: "), "{systemd}");
         let unknown = toml("Root = '/x'\nRooot = '/y'").unwrap_err();
         assert!(unknown.contains("unknown field `Rooot`") && unknown.contains("line 2"), "{unknown}");
         let unknown = toml("root = '/x'").unwrap_err();

@@ -1,16 +1,21 @@
 //! Events, to containerd: in order, each one again and again until containerd has taken it.
 //!
 //! It may be down for a second or a day; nothing is given up, and what waits is kept encoded. An event reaches a containerd
-//! twice only if that one died between taking it and saying so.
+//! twice only if that one died between taking it and saying so. A supervisor is told each event's number, and can tell.
 
 use std::{
+    collections::HashMap,
     env, io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context as _;
 use protobuf::{Message as _, MessageField};
-use runtime_v2_api::{Payload, Timestamp, forward, pack};
+use runtime_v2_api::{Payload, Timestamp, forward, pack, unheard};
 use tokio::{
     net::UnixStream,
     select,
@@ -20,7 +25,10 @@ use tokio::{
 use ttrpc::{
     Code,
     r#async::{Client, transport::Socket},
+    context,
 };
+
+use crate::ledger::Ledger;
 
 /// Between two attempts while containerd is away: at first, and at most. A new event does not wait that long.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -34,38 +42,47 @@ pub(crate) struct Publisher {
     namespace: String,
     queue: mpsc::UnboundedSender<Event>,
     pending: watch::Sender<usize>,
+    /// The number of the last event.
+    last: Arc<AtomicU64>,
+    ledger: Option<Arc<Ledger>>,
 }
 
 /// An event that containerd has not taken yet.
-///
-/// To outlive the shim itself, `publish` would write these down before it returns, and `deliver` strike them out.
 struct Event {
+    /// Counted from 1.
+    number: u64,
     topic: &'static str,
     /// A `ForwardRequest`.
     request: Vec<u8>,
 }
 
 impl Publisher {
-    /// Publishes to the containerd that listens at `address`, which is what it gave us as `TTRPC_ADDRESS`. Must be called
-    /// inside the event loop, where the sending takes place.
-    pub(crate) fn new(namespace: &str, address: &str) -> Self {
+    /// Publishes to the containerd that listens at `address`, which is what it gave us as `TTRPC_ADDRESS`; what it has not
+    /// taken is in the `ledger` too, if there is one. Must be called inside the event loop, where the sending takes place.
+    pub(crate) fn new(namespace: &str, address: &str, ledger: Option<Ledger>) -> Self {
         let (queue, events) = mpsc::unbounded_channel();
         let pending = watch::Sender::new(0);
+        let ledger = ledger.map(Arc::new);
         let delivery = Delivery {
             path: address.strip_prefix("unix://").unwrap_or(address).to_owned(),
             connection: None,
             pending: pending.clone(),
+            ledger: ledger.clone(),
         };
         tokio::spawn(delivery.run(events));
-        Self { namespace: namespace.to_owned(), queue, pending }
+        Self { namespace: namespace.to_owned(), queue, pending, last: Arc::default(), ledger }
     }
 
     /// Adds an event to those that are to be delivered. It is of now, and is not waited for.
     pub(crate) fn publish(&self, topic: &'static str, event: &impl Payload) {
         match self.encode(topic, event) {
             Ok(request) => {
+                let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+                if let Some(ledger) = &self.ledger {
+                    ledger.write(number, &request);
+                }
                 self.pending.send_modify(|pending| *pending += 1);
-                if self.queue.send(Event { topic, request }).is_err() {
+                if self.queue.send(Event { number, topic, request }).is_err() {
                     // Only if the event loop itself is coming down.
                     log::error!("the event {topic} has nobody left to deliver it");
                 }
@@ -96,6 +113,18 @@ impl Publisher {
     pub(crate) async fn drained(&self) {
         // An error would mean that the sender is gone, which we hold.
         drop(self.pending.subscribe().wait_for(|pending| *pending == 0).await);
+    }
+
+    /// There will be no more events. Those that were not taken by now are lost with us, unless they are written down.
+    pub(crate) fn retire(&self) {
+        match (self.pending(), &self.ledger) {
+            (0, None) => {}
+            (0, Some(ledger)) => ledger.remove(),
+            (pending, None) => log::warn!("{pending} events that containerd did not take are lost"),
+            (pending, Some(ledger)) => {
+                log::warn!("{pending} events that were not taken are left in {}", ledger.path().display());
+            }
+        }
     }
 }
 
@@ -128,11 +157,11 @@ struct Delivery {
     path: String,
     connection: Option<Client>,
     pending: watch::Sender<usize>,
+    ledger: Option<Arc<Ledger>>,
 }
 
 impl Delivery {
     async fn run(mut self, mut events: mpsc::UnboundedReceiver<Event>) {
-        let mut number: u64 = 0;
         loop {
             let event = match timeout(IDLE, events.recv()).await {
                 Ok(Some(event)) => event,
@@ -145,18 +174,21 @@ impl Delivery {
                     }
                 }
             };
-            number += 1;
-            self.deliver(number, event).await;
+            self.deliver(event).await;
+            if let Some(ledger) = self.ledger.as_ref().filter(|_| *self.pending.borrow() == 1) {
+                ledger.clear();
+            }
             self.pending.send_modify(|pending| *pending -= 1);
         }
     }
 
     /// Returns when containerd has taken the event, or has said that it never will.
-    async fn deliver(&mut self, number: u64, event: Event) {
+    async fn deliver(&mut self, event: Event) {
+        let number = event.number;
         let mut pause = FIRST_PAUSE;
         let mut more = self.pending.subscribe();
         loop {
-            match self.attempt(&event.request).await {
+            match self.attempt(&event).await {
                 Attempt::Taken => return,
                 Attempt::Refused(why) => {
                     log::error!("containerd refuses event {number}, {}, for good: {why}", event.topic);
@@ -179,7 +211,7 @@ impl Delivery {
         }
     }
 
-    async fn attempt(&mut self, request: &[u8]) -> Attempt {
+    async fn attempt(&mut self, event: &Event) -> Attempt {
         let connection = match &self.connection {
             Some(connection) => connection,
             None => match connect(&self.path).await {
@@ -192,7 +224,12 @@ impl Delivery {
         let request = ttrpc::Request {
             service: "containerd.services.events.ttrpc.v1.Events".to_owned(),
             method: "Forward".to_owned(),
-            payload: request.to_vec(),
+            payload: event.request.clone(),
+            metadata: self.ledger.as_ref().map_or_else(Vec::new, |ledger| {
+                let number = event.number.to_string();
+                let named = [(unheard::SOURCE, ledger.source().to_owned()), (unheard::NUMBER, number)];
+                context::to_pb(HashMap::from(named.map(|(name, value)| (name.to_owned(), vec![value]))))
+            }),
             ..Default::default()
         };
         match connection.request(request).await {
@@ -286,7 +323,7 @@ mod tests {
     fn events_wait_for_containerd_and_keep_their_order_over_its_restarts() {
         with_socket(|path| async move {
             let taken = Taken::default();
-            let publisher = Publisher::new("default", &format!("unix://{}", path.display()));
+            let publisher = Publisher::new("default", &format!("unix://{}", path.display()), None);
             for number in 0..100 {
                 oom(&publisher, number);
             }
@@ -312,7 +349,7 @@ mod tests {
     fn a_new_event_ends_the_pause() {
         with_socket(|path| async move {
             let taken = Taken::default();
-            let publisher = Publisher::new("default", path.to_str().unwrap());
+            let publisher = Publisher::new("default", path.to_str().unwrap(), None);
             oom(&publisher, 0);
             // By then its pauses are over a second long.
             assert!(timeout(Duration::from_millis(1500), publisher.drained()).await.is_err());
@@ -332,7 +369,7 @@ mod tests {
             let mut answers = vec![status(Code::UNAVAILABLE), status(Code::UNKNOWN), status(Code::INVALID_ARGUMENT)];
             answers.insert(0, status(Code::DEADLINE_EXCEEDED));
             let _server = containerd(&path, &taken, answers).await;
-            let publisher = Publisher::new("default", path.to_str().unwrap());
+            let publisher = Publisher::new("default", path.to_str().unwrap(), None);
             for number in 0..3 {
                 oom(&publisher, number);
             }
@@ -346,7 +383,7 @@ mod tests {
         with_socket(|path| async move {
             let taken = Taken::default();
             let dying = UnixListener::bind(&path).unwrap();
-            let publisher = Publisher::new("default", path.to_str().unwrap());
+            let publisher = Publisher::new("default", path.to_str().unwrap(), None);
             oom(&publisher, 0);
             let (mut connection, _) = dying.accept().await.unwrap();
             assert!(connection.read(&mut [0; 10]).await.unwrap() > 0);
@@ -362,7 +399,7 @@ mod tests {
     fn drained_is_about_all_that_was_published_before() {
         with_socket(|path| async move {
             let taken = Taken::default();
-            let publisher = Publisher::new("default", path.to_str().unwrap());
+            let publisher = Publisher::new("default", path.to_str().unwrap(), None);
             publisher.drained().await;
             oom(&publisher, 0);
             let mut drained = pin!(publisher.drained());

@@ -19,7 +19,7 @@ use nix::{
     },
     unistd::{getegid, geteuid},
 };
-use runtime_v2_api::task_services;
+use runtime_v2_api::{shim_ttrpc::create_shim, task_services};
 use signal_hook::{
     consts::{SIGCHLD, SIGINT, SIGTERM},
     low_level::pipe,
@@ -33,7 +33,13 @@ use tokio::{
 };
 use ttrpc::r#async::{Server, transport::Listener};
 
-use crate::{house::House, publish::Publisher, service::TaskService, sys::memory};
+use crate::{
+    house::House,
+    ledger::Ledger,
+    publish::Publisher,
+    service::{Calls, ShimService, TaskService},
+    sys::memory,
+};
 
 /// With nothing to look after for so long, nobody will come any more: containerd died between `start` and Create, or its
 /// Shutdown was lost.
@@ -54,6 +60,8 @@ pub(crate) struct Config {
     pub(crate) listener: StdUnixListener,
     /// Where containerd takes events: what it gave us as `TTRPC_ADDRESS`.
     pub(crate) events: String,
+    /// Where events that were not taken are written down, if we are supervised.
+    pub(crate) ledger: Option<Ledger>,
 }
 
 /// Serves until a client or a signal says to stop, or until there has been nothing to do for long.
@@ -70,14 +78,17 @@ async fn run(config: Config) -> io::Result<()> {
     let listener = UnixListener::from_std(config.listener)?;
 
     let (calls, mut called) = mpsc::unbounded_channel();
+    let calls = Calls(calls);
     let (alive, mut last_connection) = mpsc::channel(1);
     let mut server = Server::new()
         .add_listener(Listener::new(connections(listener, alive)))
-        .register_service(task_services(Arc::new(TaskService::new(calls))));
+        .register_service(task_services(Arc::new(TaskService(calls.clone()))))
+        .register_service(create_shim(Arc::new(ShimService(calls))));
     server.start().await.map_err(io::Error::other)?;
 
-    let publisher = Publisher::new(&config.namespace, &config.events);
-    let mut house = House::new(config.namespace, publisher.clone());
+    let supervised = config.ledger.is_some();
+    let publisher = Publisher::new(&config.namespace, &config.events, config.ledger);
+    let mut house = House::new(config.namespace, supervised, publisher.clone());
     let mut empty_since = Some(Instant::now());
     let mut settles_at = None;
     // What ended before the handler was there gave no signal.
@@ -89,7 +100,7 @@ async fn run(config: Config) -> io::Result<()> {
             biased;
             _ = stop.read_u8() => {
                 if timeout(HURRY, publisher.drained()).await.is_err() {
-                    log::warn!("told to stop; {} events that containerd did not take are lost", publisher.pending());
+                    log::warn!("told to stop");
                 }
                 break;
             }
@@ -112,6 +123,7 @@ async fn run(config: Config) -> io::Result<()> {
         empty_since = if house.is_empty() { empty_since.or_else(|| Some(Instant::now())) } else { None };
     }
 
+    publisher.retire();
     if let Some(path) = socket
         && let Err(error) = std::fs::remove_file(&path)
     {
@@ -179,12 +191,18 @@ struct Connection {
 
 impl Connection {
     fn admit(stream: UnixStream, alive: mpsc::Sender<()>) -> io::Result<Self> {
-        let peer = getsockopt(&stream, PeerCredentials)?;
-        if (peer.uid(), peer.gid()) != (geteuid().as_raw(), getegid().as_raw()) {
-            return Err(io::Error::other(format!("process {} is of user {}:{}", peer.pid(), peer.uid(), peer.gid())));
-        }
+        admit(&stream)?;
         Ok(Self { stream, _alive: alive })
     }
+}
+
+/// Refuses clients of another user or group.
+pub(crate) fn admit(stream: &UnixStream) -> io::Result<()> {
+    let peer = getsockopt(stream, PeerCredentials)?;
+    if (peer.uid(), peer.gid()) == (geteuid().as_raw(), getegid().as_raw()) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("process {} is of user {}:{}", peer.pid(), peer.uid(), peer.gid())))
 }
 
 impl AsyncRead for Connection {

@@ -2,14 +2,16 @@
 //! Nothing is decided here.
 
 mod task;
+mod trace;
 
 use protobuf::MessageField;
-use runtime_v2_api::{Empty, Timestamp, task as wire};
+use runtime_v2_api::{Empty, Timestamp, shim, task as wire};
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use ttrpc::Code;
 
 pub(crate) use task::TaskService;
+pub(crate) use trace::ShimService;
 
 use crate::{options::OptionsError, reap::Exit, task::Refused};
 
@@ -32,6 +34,20 @@ pub(crate) enum Call {
     Stats(wire::StatsRequest, Reply<wire::StatsResponse>),
     Connect(wire::ConnectRequest, Reply<wire::ConnectResponse>),
     Shutdown(wire::ShutdownRequest, Reply<Empty>),
+    Trace(shim::TraceRequest, Reply<shim::TraceResponse>),
+}
+
+/// The way to the owner of the containers.
+#[derive(Clone)]
+pub(crate) struct Calls(pub(crate) mpsc::UnboundedSender<Call>);
+
+impl Calls {
+    async fn ask<Q, A>(&self, call: fn(Q, Reply<A>) -> Call, request: Q) -> ttrpc::Result<A> {
+        let gone = || ttrpc::Error::RpcStatus(ttrpc::get_status(Code::UNAVAILABLE, "the shim is shutting down"));
+        let (reply, answer) = oneshot::channel();
+        self.0.send(call(request, Reply(reply))).map_err(|_| gone())?;
+        Ok(answer.await.map_err(|_| gone())??)
+    }
 }
 
 /// Where an answer goes.
@@ -67,6 +83,8 @@ pub(crate) enum Fault {
     Options(#[from] OptionsError),
     #[error("cgroup does not exist: not found")]
     NoCgroup,
+    #[error("container {0}: its start was not traced; a shim does that if a supervisor started it (DUNNAGE_UNHEARD)")]
+    Untraced(String),
     #[error("{0}")]
     Invalid(String),
     #[error("{0}: not implemented")]
@@ -87,8 +105,8 @@ impl Fault {
                 Refused::State { .. } | Refused::ContainerState { .. } => Code::UNKNOWN,
             },
             Self::Exists(_) => Code::ALREADY_EXISTS,
-            Self::Options(OptionsError::SystemdCgroup) => Code::UNIMPLEMENTED,
             Self::Options(_) | Self::Invalid(_) => Code::INVALID_ARGUMENT,
+            Self::Untraced(_) => Code::FAILED_PRECONDITION,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Failed(_) => Code::UNKNOWN,
         }

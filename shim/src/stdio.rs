@@ -1,4 +1,5 @@
-//! What a process reads and writes: FIFOs, files and loggers, as the client named them; terminals are in `console`.
+//! What a process reads and writes: FIFOs, files and loggers, as the client named them; terminals are in `console`, and what
+//! is kept in a log for others to read and to attach to (`log://`) goes through an `outlet`.
 //!
 //! Where it can, the process itself gets the client's FIFO, and its output costs the shim nothing. The shim only holds a
 //! second reader, so that a client that goes away (containerd restarting) means neither EPIPE for the process nor the end
@@ -20,6 +21,7 @@ use std::{
         unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -37,9 +39,12 @@ use thiserror::Error;
 use tokio::{io::Interest, time::timeout};
 
 use crate::{
-    console::Console,
+    attach::{Attach, Hub},
+    console::{Console, Wiring},
     flow::{Copy, End, flow, poll_now, set_flag},
+    kept::{Kept, Stream},
     logger::{Logger, LoggerError},
+    outlet::{Outlet, Place},
     reap::Reaper,
     sys::ready,
 };
@@ -48,6 +53,9 @@ use crate::{
 const READER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long Delete waits for output that is still on its way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a client says as stdin if those who attach bring it.
+const ATTACH: &str = "attach:";
+
 /// Why a process could not be given its stdio.
 #[derive(Debug, Error)]
 pub(crate) enum StdioError {
@@ -61,6 +69,10 @@ pub(crate) enum StdioError {
     NoReader { what: &'static str, path: PathBuf },
     #[error("{step}: {source}")]
     System { step: &'static str, source: io::Error },
+    #[error("listen for who attaches: {0:#}")]
+    Attach(anyhow::Error),
+    #[error("stdin {stdin:?} with stdout {stdout:?}: {why}")]
+    Mixed { stdin: String, stdout: String, why: &'static str },
     #[error(transparent)]
     Logger(#[from] LoggerError),
 }
@@ -86,6 +98,12 @@ pub(crate) struct User {
     pub(crate) exec: bool,
 }
 
+impl Wanted {
+    fn mixed(&self, why: &'static str) -> StdioError {
+        StdioError::Mixed { stdin: self.stdin.clone(), stdout: self.stdout.clone(), why }
+    }
+}
+
 /// What a process that has no terminal is started with.
 #[derive(Debug)]
 pub(crate) struct Ends {
@@ -104,8 +122,9 @@ pub(crate) struct Stdio {
     input: Option<Copy>,
     outputs: Vec<Copy>,
     logger: Option<Logger>,
-    /// What a terminal will be connected with: where its input comes from, and where its output goes.
-    for_console: Option<(Option<End>, End)>,
+    /// What a terminal will be connected with.
+    for_console: Option<Wiring>,
+    attach: Option<Box<Attach>>,
     console: Option<Console>,
 }
 
@@ -137,6 +156,13 @@ impl Stdio {
         owner: (&str, &str),
         reaper: &Reaper,
     ) -> Result<Option<Ends>, StdioError> {
+        if let Some(place) = wanted.stdout.strip_prefix("log://") {
+            let place = Place::parse(place).ok_or_else(|| StdioError::Uri(wanted.stdout.clone()))?;
+            return self.open_kept(wanted, user, &place);
+        }
+        if wanted.stdin == ATTACH {
+            return Err(wanted.mixed("there is nowhere to attach to; stdout must be log://"));
+        }
         let (out, err) = self.open_outputs(wanted, owner, reaper).await?;
         let input = open_stdin(&wanted.stdin)?;
         if wanted.terminal {
@@ -147,34 +173,77 @@ impl Stdio {
                     Some(End::source(reader).map_err(system("watch stdin"))?)
                 }
             };
-            self.for_console = Some((from, out.into_sink()?));
+            self.for_console = Some(Wiring::Client(from, out.into_sink()?));
             return Ok(None);
         }
-        let stdin = match input {
-            Input::Device(fd) => fd,
-            Input::Fifo { reader, writer } => {
-                self.stdin = Some(writer);
-                if user.may_reopen(&reader)? {
-                    blocking(reader)?
-                } else {
-                    let (read_end, write_end) = pipe()?;
-                    user.own(&read_end)?;
-                    let from = End::source(reader).map_err(system("watch stdin"))?;
-                    let to = End::sink(write_end, None).map_err(system("watch stdin"))?;
-                    self.input = Some(copy("stdin", from, to));
-                    read_end
-                }
-            }
-        };
+        let stdin = self.give_stdin(input, user)?;
         Ok(Some(Ends { stdin, stdout: self.give("stdout", out, user)?, stderr: self.give("stderr", err, user)? }))
+    }
+
+    /// The end of an input that the process gets.
+    fn give_stdin(&mut self, input: Input, user: User) -> Result<OwnedFd, StdioError> {
+        let (reader, writer) = match input {
+            Input::Device(fd) => return Ok(fd),
+            Input::Fifo { reader, writer } => (reader, writer),
+        };
+        self.stdin = Some(writer);
+        if user.may_reopen(&reader)? {
+            return blocking(reader);
+        }
+        let (read_end, write_end) = pipe()?;
+        user.own(&read_end)?;
+        let from = End::source(reader).map_err(system("watch stdin"))?;
+        let to = End::sink(write_end, None).map_err(system("watch stdin"))?;
+        self.input = Some(copy("stdin", from, to));
+        Ok(read_end)
+    }
+
+    /// Opens a log, and the socket where clients attach.
+    fn open_kept(&mut self, wanted: &Wanted, user: User, place: &Place) -> Result<Option<Ends>, StdioError> {
+        let failed = |source| StdioError::Open { what: "log", path: place.log.clone(), source };
+        let outlet = Outlet::new(Kept::open(&place.log, place.bounds).map_err(failed)?, Arc::new(Hub::default()));
+        let hub = outlet.hub().clone();
+        if let Some(path) = &place.attach {
+            self.attach = Some(Box::new(Attach::listen(path, hub.clone()).map_err(StdioError::Attach)?));
+        }
+        let attached = wanted.stdin == ATTACH;
+        if wanted.terminal {
+            if !attached && !wanted.stdin.is_empty() {
+                return Err(wanted.mixed("a terminal whose output is kept gets its input by attach: or not at all"));
+            }
+            self.for_console = Some(Wiring::Outlet(Box::new(outlet), attached));
+            return Ok(None);
+        }
+        let stdin = if attached {
+            let (read_end, write_end) = pipe()?;
+            user.own(&read_end)?;
+            hub.feed_pipe(write_end).map_err(system("watch stdin"))?;
+            read_end
+        } else {
+            self.give_stdin(open_stdin(&wanted.stdin)?, user)?
+        };
+        let output = |stream| {
+            let (read_end, write_end) = pipe()?;
+            user.own(&write_end)?;
+            let from = End::source(read_end).map_err(system("watch a pipe"))?;
+            Ok::<_, StdioError>(((stream, Arc::new(from)), write_end))
+        };
+        let ((out, stdout), (err, stderr)) = (output(Stream::Out)?, output(Stream::Err)?);
+        self.outputs.push(Copy::spawn(outlet.run(vec![out, err])));
+        self.let_clients_in()?;
+        Ok(Some(Ends { stdin, stdout, stderr }))
+    }
+
+    fn let_clients_in(&mut self) -> Result<(), StdioError> {
+        self.attach.as_mut().map_or(Ok(()), |attach| attach.serve().map_err(system("serve who attaches")))
     }
 
     /// Connects a terminal with what the client opened for it.
     pub(crate) fn attach(&mut self, master: OwnedFd) -> Result<(), StdioError> {
-        if let Some((from, to)) = self.for_console.take() {
-            self.console = Some(Console::new(master, from, to).map_err(system("connect the terminal"))?);
+        if let Some(wiring) = self.for_console.take() {
+            self.console = Some(Console::new(master, wiring).map_err(system("connect the terminal"))?);
         }
-        Ok(())
+        self.let_clients_in()
     }
 
     /// Sets the terminal's size; without a terminal there is nothing to do.
@@ -185,6 +254,9 @@ impl Stdio {
     /// Lets stdin end once the client has closed it too.
     pub(crate) fn close_stdin(&mut self) {
         self.stdin = None;
+        if let Some(attach) = &self.attach {
+            attach.hub().close_input();
+        }
     }
 
     /// The process has ended, and so may its terminal.
@@ -203,9 +275,17 @@ impl Stdio {
             for copy in outputs {
                 copy.done().await;
             }
+            if let Some(attach) = &self.attach {
+                attach.hub().end();
+                attach.hub().deserted().await;
+            }
         };
         if timeout(DRAIN_TIMEOUT, drained).await.is_err() {
             log::info!("output is still held open {DRAIN_TIMEOUT:?} after its process ended, and is cut off");
+        }
+        if let Some(attach) = &self.attach {
+            // Whatever happened, nobody is to wait for more.
+            attach.hub().end();
         }
         let logger = self.logger.take();
         drop(self);
@@ -461,7 +541,7 @@ impl<'a> Uri<'a> {
 }
 
 /// Undoes percent-encoding; in a query `+` is a space. None if it is not UTF-8 or an escape is cut short.
-fn percent_decoded(text: &str, query: bool) -> Option<String> {
+pub(crate) fn percent_decoded(text: &str, query: bool) -> Option<String> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
     while let Some(byte) = bytes.next() {

@@ -173,7 +173,7 @@ fn reason(output: &Output) -> String {
 fn kill_and_wait(pid: Pid) {
     let pidfd = pidfd_open(pid).unwrap();
     kill(pid, Signal::SIGKILL).unwrap();
-    assert_eq!(poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(10_000_u16)), Ok(1));
+    assert_eq!(poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(60_000_u16)), Ok(1));
 }
 
 fn is_root(what: &str) -> bool {
@@ -364,7 +364,7 @@ fn recorded_container(host: &Host, name: &str) -> Child {
         no_new_keyring: false,
         init: Some(init),
         creating: false,
-        cgroup: Saved { groups: vec![] },
+        cgroup: Saved::default(),
         poststop: vec![],
     };
     Dir::create(&host.folder.path().join("tests").join(host.id(name))).unwrap().save(&state).unwrap();

@@ -8,8 +8,8 @@ use std::{
     fs::{self, OpenOptions},
     future::Future,
     io::Read as _,
-    os::unix::fs::OpenOptionsExt as _,
-    path::PathBuf,
+    os::unix::{fs::OpenOptionsExt as _, net::UnixListener},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -24,6 +24,7 @@ use runtime_v2_api::{
     Any, Empty, events,
     forward::ForwardRequest,
     forward_ttrpc::{Events, create_events},
+    pack, runc,
     task::{
         ConnectRequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest,
         ShutdownRequest, StartRequest, StateRequest, StatsRequest, WaitRequest,
@@ -36,21 +37,24 @@ use tempfile::TempDir;
 use tokio::{runtime::Builder, sync::mpsc, time::timeout};
 use ttrpc::{
     Code, Error,
-    r#async::{Client, Server},
+    r#async::{Client, Server, TtrpcContext},
     context::{Context, with_duration},
 };
 
+#[path = "shim/supervised.rs"]
+mod supervised;
+
 const BUSYBOX: &str = "/usr/bin/busybox";
-/// Long enough for a machine that is busy with something else.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Long enough for a machine that is busy with something else, or interpreted (scripts/vm).
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Takes events, and passes them on to the test.
-struct Containerd(mpsc::UnboundedSender<ForwardRequest>);
+struct Containerd(mpsc::UnboundedSender<supervised::Heard>);
 
 #[async_trait::async_trait]
 impl Events for Containerd {
-    async fn forward(&self, _: &ttrpc::r#async::TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
-        self.0.send(request).unwrap();
+    async fn forward(&self, context: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+        self.0.send((context.metadata.clone(), request)).unwrap();
         Ok(Empty::new())
     }
 }
@@ -60,21 +64,24 @@ struct Shim {
     folder: TempDir,
     process: Child,
     task: TaskClient,
-    events: mpsc::UnboundedReceiver<ForwardRequest>,
-    _containerd: Server,
+    heard: mpsc::UnboundedReceiver<supervised::Heard>,
+    containerd: Server,
 }
 
 impl Shim {
     async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), |_, _| {}).await
+    }
+
+    async fn start_in(folder: TempDir, configure: impl FnOnce(&mut Command, &Path)) -> Self {
         let bin = folder.path().join("rootfs/bin");
-        for name in ["bin", "proc", "dev", "sys"] {
+        for name in ["bin", "proc", "dev/pts", "sys"] {
             fs::create_dir_all(folder.path().join("rootfs").join(name)).unwrap();
         }
         fs::copy(BUSYBOX, bin.join("busybox")).unwrap();
 
         let events_socket = folder.path().join("containerd.sock");
-        let (tell, events) = mpsc::unbounded_channel();
+        let (tell, heard) = mpsc::unbounded_channel();
         let mut containerd = Server::new()
             .bind(&format!("unix://{}", events_socket.display()))
             .unwrap()
@@ -82,15 +89,17 @@ impl Shim {
         containerd.start().await.unwrap();
 
         let socket = folder.path().join("shim.sock");
-        let process = Command::new(env!("CARGO_BIN_EXE_containerd-shim-dunnage-v2"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_containerd-shim-dunnage-v2"));
+        command
             .args(["-namespace", "tests", "-address", "/run/none.sock", "-id", "pod", "-socket"])
             .arg(&socket)
             .current_dir(folder.path())
             .env("TTRPC_ADDRESS", &events_socket)
+            .env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", folder.path().join("bus").display()))
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+            .stdout(Stdio::null());
+        configure(&mut command, folder.path());
+        let process = command.spawn().unwrap();
         let address = format!("unix://{}", socket.display());
         let client = loop {
             match Client::connect(&address).await {
@@ -98,7 +107,7 @@ impl Shim {
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         };
-        Self { folder, process, task: TaskClient::new(client), events, _containerd: containerd }
+        Self { folder, process, task: TaskClient::new(client), heard, containerd }
     }
 
     /// A second connection.
@@ -121,7 +130,10 @@ impl Shim {
             "ociVersion": "1.0.2",
             "process": {"args": ["/bin/busybox", "sh", "-c", script], "cwd": "/", "user": {"uid": 0, "gid": 0}},
             "root": {"path": self.folder.path().join("rootfs"), "readonly": true},
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance"]},
+            ],
             "linux": {
                 "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}],
                 "cgroupsPath": format!("/dunnage-shim-tests/{}", self.id(name)),
@@ -129,6 +141,17 @@ impl Shim {
         });
         fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
         CreateTaskRequest { id: self.id(name), bundle: bundle.to_str().unwrap().into(), ..Default::default() }
+    }
+
+    /// The same, in a cgroup that systemd is to make.
+    fn bundle_of_systemd(&self, name: &str, script: &str) -> CreateTaskRequest {
+        let request = self.bundle(name, script);
+        let config = self.folder.path().join(name).join("config.json");
+        let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        spec["linux"]["cgroupsPath"] = format!("dunnage.slice:tests:{}", request.id).into();
+        fs::write(config, spec.to_string()).unwrap();
+        let options = pack(&runc::Options { systemd_cgroup: true, ..Default::default() }).unwrap();
+        CreateTaskRequest { options: MessageField::some(options), ..request }
     }
 
     fn fifo(&self, name: &str) -> String {
@@ -168,7 +191,7 @@ impl Shim {
 
     /// The next event, as its topic and message.
     async fn event(&mut self) -> (String, Any) {
-        let envelope = self.events.recv().await.unwrap().envelope.unwrap();
+        let envelope = self.heard.recv().await.unwrap().1.envelope.unwrap();
         assert_eq!(envelope.namespace, "tests");
         (envelope.topic, envelope.event.unwrap())
     }
@@ -191,8 +214,11 @@ impl Shim {
         assert!(status.success(), "{status}");
         assert!(!self.folder.path().join("shim.sock").exists());
         let ours = self.id("");
-        for root in fs::read_dir("/sys/fs/cgroup").unwrap() {
-            let groups = fs::read_dir(root.unwrap().path().join("dunnage-shim-tests")).into_iter().flatten();
+        // On v2 the hierarchy itself, elsewhere the folder of all hierarchies.
+        let top = PathBuf::from("/sys/fs/cgroup");
+        let inner = fs::read_dir(&top).unwrap().map(|hierarchy| hierarchy.unwrap().path());
+        for root in inner.chain([top.clone()]) {
+            let groups = fs::read_dir(root.join("dunnage-shim-tests")).into_iter().flatten();
             let left: Vec<PathBuf> = groups
                 .map(|group| group.unwrap())
                 .filter(|group| group.file_name().to_str().unwrap().starts_with(&ours))
@@ -237,6 +263,47 @@ fn status<T: std::fmt::Debug>(refused: Result<T, Error>) -> (Code, String) {
         Err(Error::RpcStatus(status)) => (status.code.unwrap(), status.message),
         other => panic!("not refused: {other:?}"),
     }
+}
+
+#[test]
+fn a_systemd_that_does_not_answer_holds_up_nobody_else() {
+    test(|| async {
+        let shim = Shim::start().await;
+        let listener = UnixListener::bind(shim.folder.path().join("bus")).unwrap();
+        let held = shim.bundle_of_systemd("held", "exit 0");
+        let (task, request) = (shim.connection().await, held.clone());
+        // The client has less patience than the shim.
+        let create = tokio::spawn(async move { task.create(with_duration(PATIENCE / 4), &request).await });
+        // It is under way: it has connected, and waits for an answer.
+        listener.set_nonblocking(true).unwrap();
+        let silent = loop {
+            match listener.accept() {
+                Ok((connection, _)) => break connection,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        let other = shim.bundle("other", "exit 4");
+        shim.run(&other).await;
+        assert_eq!(shim.wait(&other.id, "").await, 4);
+        assert_eq!(shim.delete(&other.id, "").await, 4);
+        assert!(!create.is_finished(), "it was not held up at all");
+        create.await.unwrap().unwrap_err();
+        // What there was of it goes: the name is free again when nothing is left.
+        while shim.folder.path().join("held/init.pid").exists() || is_known(&shim, &held.id).await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop((silent, listener));
+        let (code, text) = status(shim.task.create(context(), &held).await);
+        assert_eq!(code, Code::UNKNOWN);
+        assert!(text.contains("start unit tests-") && text.contains("there is no systemd to ask ("), "{text}");
+        shim.leave().await;
+    });
+}
+
+/// Whether the shim has something under this name, if only on its way.
+async fn is_known(shim: &Shim, id: &str) -> bool {
+    let request = CreateTaskRequest { id: id.into(), bundle: "/nowhere".into(), ..Default::default() };
+    status(shim.task.create(context(), &request).await).0 == Code::ALREADY_EXISTS
 }
 
 #[test]

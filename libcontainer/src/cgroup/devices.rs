@@ -210,9 +210,9 @@ impl List {
                 errno,
                 hint: match errno {
                     Errno::EPERM => {
-                        ": the parent cgroup does not allow it; a nested runtime cannot give what it has not"
+                        ": the parent cgroup does not allow it; a nested runtime cannot give what it has not".into()
                     }
-                    _ => "",
+                    _ => "".into(),
                 },
             })
         })
@@ -227,11 +227,35 @@ impl Display for Line<'_> {
         let Line(Key { kind, major, minor }, access) = self;
         let number = |number: &Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
         let kind = if *kind == Kind::Char { 'c' } else { 'b' };
-        write!(f, "{kind} {}:{} ", number(major), number(minor))?;
-        for (bit, letter) in [(READ, "r"), (WRITE, "w"), (MKNOD, "m")] {
-            f.write_str(if access & bit != 0 { letter } else { "" })?;
+        write!(f, "{kind} {}:{} {}", number(major), number(minor), Letters(*access))
+    }
+}
+
+/// A device that may be used: whether it is a character device, its numbers if not all, and the access as letters.
+pub(super) type Allowed = (bool, Option<u32>, Option<u32>, String);
+
+impl Devices {
+    /// What may be used, of a v1 list. One that allows all but some counts as allowing all.
+    pub(super) fn allowed(&self) -> Option<Vec<Allowed>> {
+        let Devices::List(list) = self else { return None };
+        let all = |char| (char, None, None, "rwm".to_owned());
+        let one =
+            |(key, access): (&Key, &u8)| (key.kind == Kind::Char, key.major, key.minor, Letters(*access).to_string());
+        match list.allow {
+            true => Some(vec![all(true), all(false)]),
+            false => Some(list.exceptions.iter().map(one).collect()),
         }
-        Ok(())
+    }
+}
+
+/// An access as devices.allow and systemd have it.
+struct Letters(u8);
+
+impl Display for Letters {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        [(READ, "r"), (WRITE, "w"), (MKNOD, "m")]
+            .into_iter()
+            .try_for_each(|(bit, letter)| f.write_str(if self.0 & bit != 0 { letter } else { "" }))
     }
 }
 

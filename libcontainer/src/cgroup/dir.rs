@@ -7,7 +7,7 @@ use nix::NixPath;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::Mode;
-use nix::unistd::{AccessFlags, faccessat, read, write};
+use nix::unistd::{AccessFlags, Uid, faccessat, fchownat, read, write};
 
 #[derive(Debug)]
 pub(super) struct Dir(OwnedFd);
@@ -47,6 +47,11 @@ impl Dir {
         }
         // The kernel writes ASCII here, but device and interface names in it are the administrator's.
         std::str::from_utf8(&buffer[..filled]).map_err(|_| Errno::EILSEQ)
+    }
+
+    /// Changes the owner of a file, or (no name) of the directory itself.
+    pub(super) fn give(&self, file: &str, user: Uid) -> Result<(), Errno> {
+        fchownat(&self.0, file, Some(user), None, AtFlags::AT_EMPTY_PATH)
     }
 
     /// The names of the directories below.

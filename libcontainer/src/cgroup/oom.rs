@@ -2,12 +2,15 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::uio::pread;
 
+use super::dir::Dir;
+use super::path::Place;
 use super::{Cgroup, CgroupError, failed};
 
 /// A watch over one cgroup's out-of-memory kills. Poll it, [read](OomWatch::read) it when it stirs, and read it once more
@@ -25,6 +28,49 @@ pub struct OomWatch {
     before: u64,
     noticed: u64,
     reported: u64,
+    above: Vec<HitsAbove>,
+    vanishing: Option<Vanishing>,
+}
+
+/// How a kill is known in a cgroup that is gone before its count could be read. systemd removes that of a unit as soon as
+/// its last process is dead, and a notice of the kernel's may come 10 ms late (it gives no two within that time). What is
+/// left is the count of the cgroup above.
+#[derive(Debug)]
+struct Vanishing {
+    /// `memory.events` of the cgroup above.
+    counter: OwnedFd,
+    /// Kills there, when the count here was last read.
+    before: u64,
+    /// Kills here, then.
+    here: u64,
+}
+
+impl Vanishing {
+    fn above(place: &Place) -> Option<Vanishing> {
+        let dir = Dir::open(place.dir.parent()?).ok()?;
+        let counter = dir.open_file("memory.events", OFlag::O_RDONLY).ok()?;
+        let before = kills(&counter).ok()??;
+        Some(Vanishing { counter, before, here: 0 })
+    }
+
+    /// Remembers how it is now, while the count here can still be read: `above` was read before it.
+    fn look(&mut self, above: Option<u64>, here: u64) {
+        // What is new here is new above, and may not have been counted there yet.
+        self.before = above.unwrap_or(self.before).max(self.before + (here - self.here.min(here)));
+        self.here = here;
+    }
+
+    /// Whether a process was killed since, here or in a cgroup beside.
+    fn has_killed(&self) -> Result<bool, Errno> {
+        Ok(kills(&self.counter)?.is_some_and(|kills| kills > self.before))
+    }
+}
+
+/// A cgroup above, and how often its own memory limit had been hit.
+#[derive(Debug)]
+struct HitsAbove {
+    dir: PathBuf,
+    hits: u64,
 }
 
 impl Cgroup {
@@ -53,11 +99,18 @@ impl Cgroup {
             }
         };
         let before = kills(&counter).map_err(failed)?.unwrap_or(0);
-        Ok(Some(OomWatch { notices, counter, before, noticed: 0, reported: 0 }))
+        let above = if group.place.v2 { hits_above(&group.place) } else { Vec::new() };
+        let vanishing = self.unit.as_ref().filter(|_| group.place.v2).and_then(|_| Vanishing::above(&group.place));
+        Ok(Some(OomWatch { notices, counter, before, noticed: 0, reported: 0, above, vanishing }))
     }
 
-    /// What the memory controller can say when a container has died of it; `None` where there is none.
+    /// What the memory controller can say when a container has died of it; `None` where there is none. A limit above that
+    /// had been hit before this container was made counts as well; [`OomWatch::facts`] knows better.
     pub fn memory_facts(&self) -> Option<MemoryFacts> {
+        self.facts(&[])
+    }
+
+    fn facts(&self, before: &[HitsAbove]) -> Option<MemoryFacts> {
         let group = self.with("memory")?;
         let dir = group.dir.as_ref()?;
         let [limit, peak, events] = match group.place.v2 {
@@ -69,8 +122,16 @@ impl Cgroup {
         // v1 has no word for "no limit" but the largest multiple of the page size.
         let limit = number(limit).filter(|&limit| limit < 1 << 62);
         let peak = number(peak);
-        let kills = dir.read(events, buffer).ok().and_then(kills_in).unwrap_or(0);
-        Some(MemoryFacts { limit, peak, kills })
+        let events = dir.read(events, buffer).unwrap_or_default();
+        let kills = count_of("oom_kill", events).unwrap_or(0);
+        let hit = (group.place.v2 && kills > 0).then(|| match count_of("oom", events) {
+            Some(1..) => Hit::Own,
+            _ => hits_above(&group.place)
+                .into_iter()
+                .find(|now| now.hits > before.iter().find(|then| then.dir == now.dir).map_or(0, |then| then.hits))
+                .map_or(Hit::Machine, |now| Hit::Above(now.dir)),
+        });
+        Some(MemoryFacts { limit, peak, kills, hit })
     }
 }
 
@@ -87,13 +148,38 @@ impl OomWatch {
             None | Some(Err(Errno::EAGAIN)) => 0,
             Some(result) => result?,
         };
-        // Removal stirs the watch, too; the count is then gone.
-        let Some(kills) = kills(&self.counter)? else { return Ok(0) };
         self.noticed += notices;
-        let total = self.noticed.max(kills.saturating_sub(self.before));
+        // First above: a kill between the two looks must not be taken for an older one.
+        let above = self.vanishing.as_ref().map(|above| kills(&above.counter)).transpose()?.flatten();
+        let total = match kills(&self.counter)? {
+            Some(kills) => {
+                self.vanishing.iter_mut().for_each(|vanishing| vanishing.look(above, kills));
+                self.noticed.max(kills.saturating_sub(self.before))
+            }
+            // Removal stirs the watch, too; the count is then gone.
+            None => return Ok(0),
+        };
         let new = total - self.reported;
         self.reported = total;
         Ok(new)
+    }
+
+    /// The same at the end of the container, whose init died of a SIGKILL that nobody is known to have sent. Where the
+    /// count went with the cgroup, a kill that was counted above since the last look is taken for this one.
+    ///
+    /// # Errors
+    /// As [`OomWatch::read`].
+    pub fn read_last(&mut self) -> Result<u64, Errno> {
+        let new = self.read()?;
+        match &self.vanishing {
+            Some(above) if new == 0 && kills(&self.counter)?.is_none() => Ok(above.has_killed()?.into()),
+            _ => Ok(new),
+        }
+    }
+
+    /// What there is to say about the kills since the watch began; `cgroup` is the watched one.
+    pub fn facts(&self, cgroup: &Cgroup) -> Option<MemoryFacts> {
+        cgroup.facts(&self.above)
     }
 
     /// Whether to poll for `EPOLLPRI` (v2) rather than `EPOLLIN` (v1).
@@ -112,18 +198,33 @@ impl AsFd for OomWatch {
 fn kills(file: &OwnedFd) -> Result<Option<u64>, Errno> {
     let mut buffer = [0; 512];
     match pread(file, &mut buffer, 0) {
-        Ok(count) => Ok(kills_in(&String::from_utf8_lossy(&buffer[..count])).or(Some(0 /* v1 before Linux 4.13 */))),
+        Ok(count) => {
+            let kills = count_of("oom_kill", &String::from_utf8_lossy(&buffer[..count]));
+            Ok(kills.or(Some(0 /* v1 before Linux 4.13 */)))
+        }
         Err(Errno::ENODEV) => Ok(None),
         Err(errno) => Err(errno),
     }
 }
 
-fn kills_in(text: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.parse().ok()
+fn count_of(key: &str, events: &str) -> Option<u64> {
+    events.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?.parse().ok()
+}
+
+/// The cgroups above that have a memory controller, the nearest first. A hit is counted by the cgroup whose limit it is
+/// (`memory.events.local`, Linux 5.2) and by all above it; a kill by the cgroup of the victim and all above it.
+fn hits_above(place: &Place) -> Vec<HitsAbove> {
+    let above = place.dir.ancestors().skip(1).take_while(|dir| dir.starts_with(&place.mount));
+    let hits = |dir: &Path| {
+        let events = Dir::open(dir).ok()?;
+        let hits = count_of("oom", events.read("memory.events.local", &mut Vec::new()).ok()?)?;
+        Some(HitsAbove { dir: dir.to_owned(), hits })
+    };
+    above.filter_map(hits).collect()
 }
 
 /// The memory controller's account, for the message about a container that died of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryFacts {
     /// The limit in bytes, if there is one.
     pub limit: Option<u64>,
@@ -131,6 +232,19 @@ pub struct MemoryFacts {
     pub peak: Option<u64>,
     /// How many processes the kernel killed for it.
     pub kills: u64,
+    /// What they were killed for. v1 does not tell.
+    pub hit: Option<Hit>,
+}
+
+/// What was short when the kernel killed for memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hit {
+    /// The container's own limit, or that of a cgroup it made inside.
+    Own,
+    /// The limit of this cgroup above.
+    Above(PathBuf),
+    /// The machine's memory, or a limit above what we can see.
+    Machine,
 }
 
 impl Display for MemoryFacts {
@@ -142,7 +256,12 @@ impl Display for MemoryFacts {
         if let Some(peak) = self.peak {
             write!(f, ", at most {peak} in use")?;
         }
-        write!(f, ", {} out-of-memory kill(s)", self.kills)
+        write!(f, ", {} out-of-memory kill(s)", self.kills)?;
+        match &self.hit {
+            Some(Hit::Above(dir)) => write!(f, " for the memory limit of {}", dir.display()),
+            Some(Hit::Machine) => f.write_str(" for lack of memory in the machine"),
+            Some(Hit::Own) | None => Ok(()),
+        }
     }
 }
 
@@ -152,16 +271,39 @@ mod tests {
 
     #[test]
     fn the_count_is_found_in_both_forms() {
-        assert_eq!(kills_in("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"), Some(3));
-        assert_eq!(kills_in("low 0\nhigh 0\nmax 9\noom 4\noom_kill 2\noom_group_kill 0\n"), Some(2));
-        assert_eq!(kills_in("oom_kill_disable 0\nunder_oom 0\n"), None);
+        assert_eq!(count_of("oom_kill", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"), Some(3));
+        let v2 = "low 0\nhigh 0\nmax 9\noom 4\noom_kill 2\noom_group_kill 0\n";
+        assert_eq!((count_of("oom_kill", v2), count_of("oom", v2)), (Some(2), Some(4)));
+        assert_eq!(count_of("oom_kill", "oom_kill_disable 0\nunder_oom 0\n"), None);
+    }
+
+    #[test]
+    fn a_kill_in_a_cgroup_that_vanished_is_seen_above_it() {
+        let above = tempfile::tempdir().unwrap();
+        let file = above.path().join("memory.events");
+        let count = |kills: u32| std::fs::write(&file, format!("oom_kill {kills}\n")).unwrap();
+        count(3);
+        let place = Place { v2: true, controllers: vec![], mount: "/".into(), dir: above.path().join("x.scope") };
+        let mut here = Vanishing::above(&place).unwrap();
+        assert!(!here.has_killed().unwrap());
+        count(4);
+        assert!(here.has_killed().unwrap());
+        here.look(Some(4), 0);
+        assert!(!here.has_killed().unwrap(), "that was before the last look");
+        count(5);
+        here.look(Some(4), 1);
+        assert!(!here.has_killed().unwrap(), "that one was counted here");
     }
 
     #[test]
     fn facts_read_as_a_sentence() {
-        let facts = MemoryFacts { limit: Some(524_288), peak: Some(524_288), kills: 1 };
+        let facts = MemoryFacts { limit: Some(524_288), peak: Some(524_288), kills: 1, hit: Some(Hit::Own) };
         assert_eq!(facts.to_string(), "memory limit 524288 bytes, at most 524288 in use, 1 out-of-memory kill(s)");
-        let none = MemoryFacts { limit: None, peak: None, kills: 0 };
+        let above =
+            MemoryFacts { limit: None, peak: None, kills: 2, hit: Some(Hit::Above("/sys/fs/cgroup/pod".into())) };
+        let text = "no memory limit, 2 out-of-memory kill(s) for the memory limit of /sys/fs/cgroup/pod";
+        assert_eq!(above.to_string(), text);
+        let none = MemoryFacts { limit: None, peak: None, kills: 0, hit: None };
         assert_eq!(none.to_string(), "no memory limit, 0 out-of-memory kill(s)");
     }
 }

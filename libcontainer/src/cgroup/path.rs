@@ -66,6 +66,11 @@ impl CgroupPath {
         }
     }
 
+    /// That of a unit of systemd, which counts from the mount points.
+    pub(super) fn at(path: PathBuf) -> CgroupPath {
+        CgroupPath { absolute: true, path }
+    }
+
     /// The directories this path means on a machine; on a hybrid one the v2 directory comes last.
     pub fn places(&self, layout: &Layout) -> Vec<Place> {
         match &layout.hierarchies {

@@ -82,7 +82,7 @@ impl Identity {
                 gid: user.gid(),
                 groups: user.additional_gids().clone().unwrap_or_default(),
                 // setgroups(2) is forbidden in a user namespace made without privilege (user_namespaces(7)).
-                may_set_groups: host.privileged || !namespaces.has_user(),
+                may_set_groups: host.may_set_groups && (host.privileged || !namespaces.has_user()),
             },
             umask: user.umask(),
             // A process for which nothing is said gets none, as with every other runtime: absent is not unlimited.

@@ -13,7 +13,7 @@ use nix::mount::MsFlags;
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount as SpecMount, Spec};
 
 use super::{Problem, Request};
-use crate::cgroup::{CgroupPath, Place};
+use crate::cgroup::Place;
 use crate::host::Host;
 use crate::step::mount::{
     Attach, Filesystem, IdMap, IdMapFrom, Mount, NearProc, Param, Propagation, PropagationKind, Remount, Seal, Slot,
@@ -23,6 +23,7 @@ use crate::step::root::Root;
 use crate::sys::in_root::{InRoot, Links};
 use crate::sys::mount::{MountAttr, attr};
 
+pub(crate) use cgroup::owner as cgroup_owner;
 pub(crate) use device::console;
 pub use options::known_options;
 use options::{FLAG_WORDS, Options};
@@ -168,9 +169,9 @@ pub(crate) fn mounts(
         return MountPlan::default();
     }
     // A bad path is a problem of the cgroup's own part of the plan.
-    let cgroup = CgroupPath::new(spec.linux().as_ref().and_then(|l| l.cgroups_path().as_deref()), &request.id);
+    let cgroup = super::cgroup_path(spec, request, &host.cgroups);
     let mut planner = Planner {
-        places: cgroup.map_or(Vec::new(), |path| path.places(&host.cgroups)),
+        places: cgroup.map_or(Vec::new(), |(path, _)| path.places(&host.cgroups)),
         request,
         base: base_propagation(spec, &namespaces),
         label: spec.linux().as_ref().and_then(|l| l.mount_label().clone()).filter(|l| !l.is_empty()),

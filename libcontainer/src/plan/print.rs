@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{Entry, Meeting, Plan};
+use crate::step::Chore;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,6 +31,8 @@ impl Entry {
     /// What the entry does, without who does it.
     pub(crate) fn what(&self) -> String {
         match self {
+            // Of its many properties a failure names the one that matters.
+            Entry::Parent(Chore::Unit { unit, .. }) => format!("start unit {unit}"),
             Entry::Before(chore) | Entry::Parent(chore) => chore.to_string(),
             Entry::Clone(clone) => clone.to_string(),
             Entry::Child(step) => step.to_string(),
@@ -41,6 +44,7 @@ impl Entry {
 impl fmt::Display for Meeting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Meeting::Placed => "meet: systemd has put the process into its unit",
             Meeting::Born => "meet: the user namespace exists",
             Meeting::Mapped => "meet: ids are mapped",
             Meeting::Mounted => "meet: everything is mounted",

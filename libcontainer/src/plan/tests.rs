@@ -40,6 +40,7 @@ fn host(hierarchies: Hierarchies) -> Host {
         last_capability: 40,
         privileged: true,
         in_user_namespace: false,
+        may_set_groups: true,
         mknod: true,
         kcore: true,
         ignored_signals: 0,
@@ -83,6 +84,7 @@ fn request() -> Request {
         no_pivot: false,
         no_new_keyring: false,
         preserve_fds: 0,
+        systemd: None,
     }
 }
 
@@ -93,6 +95,17 @@ fn create(mut config: Value, host: &Host) -> Result<Plan, SpecError> {
         resources.remove("unified"); // engines send it to cgroup v2 only
     }
     Plan::create(&serde_json::from_value(config).unwrap(), host, &request())
+}
+
+/// Under systemd. The annotations are those of its properties.
+fn create_unit(mut config: Value, host: &Host, path: &str, annotations: Value) -> Result<Plan, SpecError> {
+    config["linux"]["cgroupsPath"] = json!(path);
+    config["annotations"] = annotations;
+    if matches!(host.cgroups.hierarchies, Hierarchies::V1 { .. }) {
+        config["linux"]["resources"]["unified"] = Value::Null;
+    }
+    let request = Request { systemd: Some(Manager::of(host)), ..request() };
+    Plan::create(&serde_json::from_value(config).unwrap(), host, &request)
 }
 
 fn exec(config: Value, process: Value, host: &Host) -> Result<Plan, SpecError> {
@@ -151,6 +164,45 @@ fn engines_specs_become_the_expected_plans() {
         let config = config(name, true);
         compare(&format!("{name}-exec"), &exec(config.clone(), probe(&config), &v2()).unwrap());
     }
+}
+
+const POD: &str = "kubepods-burstable-poda1.slice:cri-containerd:app";
+
+#[test]
+fn under_systemd_the_plan_starts_a_unit() {
+    let annotations = json!({ "org.systemd.property.TimeoutStopSec": "90", "org.systemd.property.Delegate": "false" });
+    let plan = create_unit(config("kubernetes-app", false), &v2(), POD, annotations).unwrap();
+    compare("kubernetes-app-systemd", &plan);
+    let plan = create_unit(config("kubernetes-userns-app", false), &v2(), POD, json!({})).unwrap();
+    compare("kubernetes-userns-app-systemd", &plan);
+    let plan = create_unit(config("kubernetes-app", false), &v1(), POD, json!({})).unwrap();
+    compare("kubernetes-app-systemd-cgroup1", &plan);
+}
+
+#[test]
+fn nothing_that_its_cgroup_is_part_of_is_done_before_systemd_has_placed_the_child() {
+    for name in SAMPLES {
+        for host in [v1(), v2()] {
+            let plan = create_unit(config(name, true), &host, POD, json!({})).unwrap();
+            let placed = meeting(&plan, Meeting::Placed).expect("a meeting");
+            let unit = |entry: &Entry| matches!(entry, Entry::Parent(Chore::Unit { .. }));
+            assert!(plan.entries[..placed].iter().any(unit), "{plan}");
+            assert!(plan.place(|step| matches!(step, Step::Fork(_))).is_none_or(|fork| placed < fork), "{plan}");
+            let first = plan.place(|step| matches!(step, Step::CgroupNamespace | Step::Mount(_) | Step::Root(_)));
+            assert!(Some(placed) < first, "{plan}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_a_unit_is_found_before_anything_is_touched() {
+    let bad = json!({ "org.systemd.property.TimeoutStopUSec": "uint64 x", "org.systemd.property.X": "1" });
+    let SpecError(problems) = create_unit(config("ctr", false), &v2(), POD, bad).unwrap_err();
+    let fields: Vec<_> = problems.iter().map(|problem| problem.field.as_str()).collect();
+    let prefix = "annotations[org.systemd.property.";
+    assert_eq!(fields, [format!("{prefix}TimeoutStopUSec]"), format!("{prefix}X]")]);
+    let SpecError(problems) = create_unit(config("ctr", false), &v2(), "/default/web-1", json!({})).unwrap_err();
+    assert!(problems.len() == 1 && problems[0].to_string().contains("slice:prefix:name"), "{problems:?}");
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::fmt;
 
 use nix::errno::Errno;
 
-use crate::cgroup::CgroupError;
+use crate::cgroup::systemd::SystemdError;
+use crate::cgroup::{CgroupError, Hit, MemoryFacts};
 use crate::hooks::HookError;
 use crate::plan::{Entry, Plan};
 use crate::step::root::Root;
@@ -36,6 +37,8 @@ pub enum Cause {
     Failed(Failed),
     /// The cgroup.
     Cgroup(CgroupError),
+    /// systemd, which was to make the cgroup.
+    Systemd(SystemdError),
     /// A hook of the runtime's namespaces.
     Hook(HookError),
     /// A system call, or a hook in the container's namespaces, and the reason in the kernel's or the hook's own words.
@@ -51,8 +54,8 @@ pub enum Cause {
     Died {
         /// How, if that is known yet.
         exit: Option<Exit>,
-        /// The cgroup ran out of memory meanwhile.
-        oom: bool,
+        /// What the kernel killed for, if it killed for memory meanwhile.
+        oom: Option<MemoryFacts>,
     },
     /// This process has this many threads.
     Threads(u64),
@@ -69,6 +72,12 @@ impl From<Failed> for Cause {
 impl From<CgroupError> for Cause {
     fn from(error: CgroupError) -> Cause {
         Cause::Cgroup(error)
+    }
+}
+
+impl From<SystemdError> for Cause {
+    fn from(error: SystemdError) -> Cause {
+        Cause::Systemd(error)
     }
 }
 
@@ -105,9 +114,19 @@ impl RunError {
     }
 
     /// Adds what is known of a child that ended without a word, once it is.
-    pub(super) fn child_ended(&mut self, exit_now: Option<Exit>, oom_now: bool) {
+    pub(super) fn child_ended(&mut self, exit_now: Option<Exit>, oom_now: Option<MemoryFacts>) {
         if let Cause::Died { exit, oom } = &mut self.0.cause {
             (*exit, *oom) = (exit_now, oom_now);
+        }
+    }
+
+    /// Adds what kills a child before it does anything, for all we know.
+    pub(super) fn child_was_born_dead(&mut self) {
+        if let Cause::Died { oom: None, .. } = &self.0.cause {
+            self.0.hint = Some(
+                "it was killed at its birth: if cgroup.kill was ever written in the cgroup of this runtime, Linux from 6.14 on \
+                 lets nobody be born from there into another; start the runtime in a new cgroup",
+            );
         }
     }
 
@@ -146,6 +165,7 @@ impl fmt::Display for Cause {
         match self {
             Cause::Failed(failed) => failed.fmt(f),
             Cause::Cgroup(error) => error.fmt(f),
+            Cause::Systemd(error) => error.why().fmt(f),
             Cause::Hook(error) => error.fmt(f),
             Cause::Explained { failed, words } if words.is_empty() => failed.fmt(f),
             Cause::Explained { failed, words } => write!(f, "{failed}: {words}"),
@@ -155,10 +175,16 @@ impl fmt::Display for Cause {
                 if let Some(exit) = exit {
                     write!(f, ": {exit}")?;
                 }
-                if *oom {
-                    f.write_str("; it hit the memory limit of its cgroup: raise linux.resources.memory.limit")?;
+                match oom.as_ref().map(|facts| &facts.hit) {
+                    None => Ok(()),
+                    Some(Some(Hit::Above(dir))) => {
+                        write!(f, "; the memory limit of {}, above its own, was hit: raise that one", dir.display())
+                    }
+                    Some(Some(Hit::Machine)) => f.write_str("; the machine has no memory left"),
+                    Some(Some(Hit::Own) | None) => {
+                        f.write_str("; it hit the memory limit of its cgroup: raise linux.resources.memory.limit")
+                    }
                 }
-                Ok(())
             }
             Cause::Threads(threads) => {
                 write!(f, "this process has {threads} threads; a container is only made by a process with one")
@@ -214,6 +240,11 @@ fn hint(entry: &Entry, failed: Failed) -> Option<&'static str> {
         (Entry::Clone(_), Call::Clone3, Errno::EINVAL) => "the kernel lacks one of the kinds of namespaces",
         (Entry::Clone(_), Call::Clone3, Errno::ENOMEM) => "there is no memory, or the pid namespace's init has ended",
         (Entry::Clone(_), Call::Clone3, Errno::EAGAIN) => "a pids limit is reached",
+        (Entry::Clone(_), Call::Clone3, Errno::EBUSY) => {
+            "the cgroup hands controllers down (cgroup.subtree_control), so that only cgroups below it take processes"
+        }
+        (Entry::Clone(_), Call::Clone3, Errno::EOPNOTSUPP) => "the cgroup is below a threaded one (cgroup.type)",
+        (Entry::Clone(_), Call::Clone3, Errno::ENODEV) => "the container's cgroup was removed",
         (Entry::Before(Chore::OpenNamespace { .. }), Call::Open, Errno::ENOENT) => {
             "the process whose namespace it is may have ended"
         }

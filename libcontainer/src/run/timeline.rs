@@ -1,5 +1,6 @@
 //! When each step began and ended: two numbers a step in a page shared with the child.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -12,6 +13,8 @@ use crate::sys::shared::SharedNumbers;
 pub struct Timeline {
     stamps: SharedNumbers,
     steps: usize,
+    /// The moment at which this side's clock was stopped.
+    stopped: Cell<Option<u64>>,
 }
 
 /// What one step took.
@@ -27,15 +30,25 @@ pub struct Span {
 
 impl Timeline {
     pub(crate) fn new(steps: usize) -> Result<Timeline, Failed> {
-        Ok(Timeline { stamps: SharedNumbers::new(2 * steps)?, steps })
+        Ok(Timeline { stamps: SharedNumbers::new(2 * steps)?, steps, stopped: Cell::new(None) })
+    }
+
+    /// From here on all is stamped with this moment: before a filter is loaded that need not allow `clock_gettime(2)`, a
+    /// system call wherever the vDSO cannot read the machine's clock (many virtual machines).
+    pub(crate) fn stop(&self) {
+        self.stopped.set(Some(now()));
+    }
+
+    fn now(&self) -> u64 {
+        self.stopped.get().unwrap_or_else(now)
     }
 
     pub(crate) fn begin(&self, step: usize) {
-        self.stamps.store(2 * step, now());
+        self.stamps.store(2 * step, self.now());
     }
 
     pub(crate) fn end(&self, step: usize) {
-        self.stamps.store(2 * step + 1, now());
+        self.stamps.store(2 * step + 1, self.now());
     }
 
     /// The steps that have begun, in the order of the plan.

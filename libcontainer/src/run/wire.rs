@@ -26,7 +26,8 @@ pub(crate) enum Message {
     Go(i32),
 }
 
-const MEETINGS: [Meeting; 5] = [Meeting::Born, Meeting::Mapped, Meeting::Mounted, Meeting::HooksDone, Meeting::Start];
+const MEETINGS: [Meeting; 6] =
+    [Meeting::Born, Meeting::Mapped, Meeting::Mounted, Meeting::HooksDone, Meeting::Start, Meeting::Placed];
 /// No plan is that long: marks a message that is not a failure.
 const NO_STEP: u16 = u16::MAX;
 

@@ -29,6 +29,7 @@ struct Load {
     log: u64,
     kernel_version: u32,
     flags: u32,
+    name: [u8; 16],
 }
 
 #[repr(C)]
@@ -85,6 +86,7 @@ pub(crate) fn load_device_filter(instructions: &[u64]) -> Result<OwnedFd, Errno>
         count: instructions.len() as u32,
         instructions: instructions.as_ptr() as u64,
         license: c"Apache-2.0".as_ptr() as u64,
+        name: *b"dunnage_devices\0", // what bpftool(8) shows
         ..Load::default()
     };
     bpf(PROG_LOAD, &mut attr).map(owned)

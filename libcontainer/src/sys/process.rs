@@ -7,9 +7,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use libc::{c_int, c_long, c_uint, c_ulong};
+use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use super::{Call, Failed, check};
+use super::{Call, Failed, check, io_failed};
 
 /// Which of the two processes `clone3` returned in.
 pub enum Cloned {
@@ -76,6 +77,15 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd, Failed> {
     let fd = check(Call::PidfdOpen, unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
     // SAFETY: the kernel returned a new descriptor, which nobody else knows.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// The process a pidfd is for, by its number in the pid namespace of our procfs (pidfd_open(2), fdinfo). `ESRCH` once it was
+/// reaped.
+pub fn pidfd_pid(pidfd: BorrowedFd<'_>) -> Result<Pid, Failed> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()));
+    let info = info.map_err(io_failed(Call::Read))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
+    pid.filter(|&pid| pid > 0).map(Pid::from_raw).ok_or(Failed { call: Call::PidfdOpen, errno: Errno::ESRCH })
 }
 
 /// `pidfd_getfd(2)`: a copy of descriptor `number` of the process behind `pidfd`. Linux 5.6.

@@ -14,7 +14,7 @@ use nix::sys::prctl::set_child_subreaper;
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::{Bundle, drive, end, streams};
+use super::{Bundle, drive, end, hierarchies, streams};
 
 /// With hooks on both sides and a user namespace, so that there is every kind of meeting.
 fn eventful(user_namespace: bool) -> Bundle {
@@ -63,7 +63,7 @@ fn drive_until(launch: &mut Launch, step: usize) -> bool {
 
 /// Whether the process is gone in time.
 fn gone(pidfd: &OwnedFd) -> bool {
-    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(10_000_u16)).unwrap() > 0
+    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(60_000_u16)).unwrap() > 0
 }
 
 fn begin(bundle: &Bundle) -> (Launch, std::io::PipeReader) {
@@ -152,8 +152,8 @@ pub(super) fn an_orphan_ends_by_itself_before_its_program_runs() {
             while wait::any().unwrap().is_some() {}
         }
         // What it did not live to remove is for `delete`, which knows from the recorded state.
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let group = hierarchy.path().join("dunnage-test").join(&bundle.id);
+        for hierarchy in hierarchies() {
+            let group = hierarchy.join("dunnage-test").join(&bundle.id);
             assert!(!group.exists() || fs::remove_dir(group).is_ok());
         }
     }

@@ -2,38 +2,22 @@
 
 use async_trait::async_trait;
 use runtime_v2_api::{Empty, task as wire, task_v2::Task};
-use tokio::sync::{mpsc, oneshot};
 use ttrpc::r#async::TtrpcContext;
 
-use super::{Call, Reply};
+use super::{Call, Calls};
 
 /// Hands every request to the owner of the containers and waits for its answer.
 ///
 /// When the client's deadline passes or its connection closes, ttrpc drops the waiting here; what the owner makes of that
 /// is its decision.
-pub(crate) struct TaskService {
-    calls: mpsc::UnboundedSender<Call>,
-}
-
-impl TaskService {
-    pub(crate) fn new(calls: mpsc::UnboundedSender<Call>) -> Self {
-        Self { calls }
-    }
-
-    async fn ask<Q, A>(&self, call: fn(Q, Reply<A>) -> Call, request: Q) -> ttrpc::Result<A> {
-        let gone = || ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::UNAVAILABLE, "the shim is shutting down"));
-        let (reply, answer) = oneshot::channel();
-        self.calls.send(call(request, Reply(reply))).map_err(|_| gone())?;
-        Ok(answer.await.map_err(|_| gone())??)
-    }
-}
+pub(crate) struct TaskService(pub(crate) Calls);
 
 macro_rules! asks {
     ($($method:ident($request:ident) -> $response:ty = $call:ident;)*) => {
         #[async_trait]
         impl Task for TaskService {
             $(async fn $method(&self, _: &TtrpcContext, request: wire::$request) -> ttrpc::Result<$response> {
-                self.ask(Call::$call, request).await
+                self.0.ask(Call::$call, request).await
             })*
         }
     };

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use libcontainer::cgroup::systemd::Manager;
+use libcontainer::host::Host;
 
 /// As engines look for it.
 const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
@@ -35,7 +37,7 @@ pub(crate) struct Global {
     /// Log what is done, not only what went wrong
     #[arg(long)]
     pub(crate) debug: bool,
-    /// Let systemd make the cgroups (not implemented yet)
+    /// Let systemd make the cgroups: linux.cgroupsPath is then slice:prefix:name
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
     /// Accepted for runc's sake: what this user may not do is an error either way
@@ -59,12 +61,9 @@ impl Global {
         Ok(self.root.join(id))
     }
 
-    /// Refuses what cannot be done yet, before anything is made.
-    pub(crate) fn check(&self) -> anyhow::Result<()> {
-        if self.systemd_cgroup {
-            bail!("--systemd-cgroup is not implemented yet: use cgroup paths of the file system (the cgroupfs driver)");
-        }
-        Ok(())
+    /// Which systemd is to make the cgroups, if one is.
+    pub(crate) fn systemd(&self, host: &Host) -> Option<Manager> {
+        self.systemd_cgroup.then(|| Manager::of(host))
     }
 }
 

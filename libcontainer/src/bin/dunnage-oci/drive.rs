@@ -37,14 +37,23 @@ impl Driver {
 
     /// Drives `launch` until it is at its gate or runs.
     pub(crate) fn drive(&mut self, launch: &mut Launch) -> Result<Progress, RunError> {
+        self.drive_to(launch, |_| false)
+    }
+
+    /// Drives `launch` until it is at its gate, or runs, or has got far `enough`.
+    pub(crate) fn drive_to(
+        &mut self,
+        launch: &mut Launch,
+        enough: impl Fn(&Launch) -> bool,
+    ) -> Result<Progress, RunError> {
         loop {
             let progress = launch.advance(Wake::Readable)?;
-            if progress != Progress::Waiting {
+            if progress != Progress::Waiting || enough(launch) {
                 return Ok(progress);
             }
             let wants = launch.wants();
             let deadline = wants.deadline;
-            wait_for(&self.signals, wants.readable, deadline);
+            wait_for(&self.signals, [wants.readable, wants.systemd], deadline);
             while let Some(signal) = self.signal() {
                 match signal {
                     libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT => {
@@ -123,9 +132,9 @@ impl Driver {
     }
 }
 
-/// Waits for a signal, for `readable`, or until `deadline`.
-fn wait_for(signals: &SignalFd, readable: Option<BorrowedFd<'_>>, deadline: Option<Instant>) {
-    let fds = [Some(signals.as_fd()), readable];
+/// Waits for a signal, for one of `readable`, or until `deadline`.
+fn wait_for(signals: &SignalFd, readable: [Option<BorrowedFd<'_>>; 2], deadline: Option<Instant>) {
+    let fds = [[Some(signals.as_fd()), None], readable].concat();
     let mut fds: Vec<PollFd<'_>> = fds.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
         // Rounded up: waking early would be waking twice.

@@ -90,9 +90,8 @@ pub(crate) fn features() -> anyhow::Result<()> {
 
 /// `plan`.
 pub(crate) fn plan(global: &Global, options: &Create) -> anyhow::Result<()> {
-    global.check()?;
     global.folder(&options.of.id)?;
-    print(&lives::plan(options)?.to_string())
+    print(&lives::plan(global, options)?.to_string())
 }
 
 fn indented(value: &impl Serialize) -> anyhow::Result<String> {

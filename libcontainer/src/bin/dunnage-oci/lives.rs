@@ -7,7 +7,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use libcontainer::cgroup::Saved;
 use libcontainer::container::{self, Container, ContainerError, Status};
 use libcontainer::host::Host;
 use libcontainer::plan::{Plan, Request};
@@ -60,6 +59,7 @@ pub(crate) fn start(global: &Global, id: &str) -> anyhow::Result<()> {
         no_pivot: state.no_pivot,
         no_new_keyring: state.no_new_keyring,
         preserve_fds: 0,
+        systemd: state.cgroup.unit.as_ref().map(|unit| unit.manager),
     };
     let plan = Plan::create(&spec, &Host::detect()?, &request)?;
     let mut driver = Driver::new()?;
@@ -130,15 +130,14 @@ enum Stay {
 
 /// Makes the container and brings it to its gate. If that fails nothing is left of it.
 fn make(global: &Global, options: &Create, stay: Stay) -> anyhow::Result<Made> {
-    global.check()?;
     let (preserve_fds, listen_fds) = options.streams.preserved()?;
     let path = global.folder(&options.of.id)?;
     let bundle = bundle(&options.bundle)?;
     let mut spec = spec::read(&bundle)?;
     options.streams.check(is_terminal(&spec), stay != Stay::Ended)?;
     pass_listen_fds(&mut spec, listen_fds);
-    let request = request(options, &bundle, &spec, preserve_fds)?;
     let host = Host::detect()?;
+    let request = Request { systemd: global.systemd(&host), ..request(options, &bundle, &spec, preserve_fds)? };
     let plan = Plan::create(&spec, &host, &request)?;
     let dir = Dir::create(&path)?;
     match launch(&dir, &spec, &host, request, plan, stay) {
@@ -173,12 +172,15 @@ fn launch(
     let mut record = |launch: &Launch, creating| -> anyhow::Result<()> {
         state.init = Some(Init::of(launch.pid())?);
         state.creating = creating;
-        state.cgroup = launch.cgroup().map_or(Saved { groups: Vec::new() }, |cgroup| cgroup.saved());
+        state.cgroup = launch.cgroup().map(|cgroup| cgroup.saved()).unwrap_or_default();
         Ok(dir.save(&state)?)
     };
     // If we are killed, the child ends by itself when it comes to its gate: only a hook of its own can keep it from there.
+    // It is recorded with its cgroup: before that is its own, the child is not at its hooks.
     let hooked = spec.hooks().is_some();
-    let recorded = if hooked { record(&launch, true) } else { Ok(()) };
+    let placed = if hooked { driver.drive_to(&mut launch, Launch::is_placed).map(drop) } else { Ok(()) };
+    let placed = placed.map_err(anyhow::Error::from);
+    let recorded = placed.and_then(|()| if hooked { record(&launch, true) } else { Ok(()) });
     let made = recorded.and_then(|()| {
         // What the container is made from, because later commands must not read another spec than this one did; written
         // while the child is at work.
@@ -238,11 +240,12 @@ fn write_pid(file: &Path, pid: Pid) -> io::Result<()> {
 }
 
 /// The plan of `create`, for `plan`.
-pub(crate) fn plan(options: &Create) -> anyhow::Result<Plan> {
+pub(crate) fn plan(global: &Global, options: &Create) -> anyhow::Result<Plan> {
     let bundle = bundle(&options.bundle)?;
     let spec = spec::read(&bundle)?;
     let request = request(options, &bundle, &spec, options.streams.preserve_fds)?;
-    Ok(Plan::create(&spec, &Host::detect()?, &request)?)
+    let host = Host::detect()?;
+    Ok(Plan::create(&spec, &host, &Request { systemd: global.systemd(&host), ..request })?)
 }
 
 fn request(options: &Create, bundle: &Path, spec: &Spec, preserve_fds: u32) -> anyhow::Result<Request> {
@@ -255,6 +258,7 @@ fn request(options: &Create, bundle: &Path, spec: &Spec, preserve_fds: u32) -> a
         no_pivot: options.no_pivot,
         no_new_keyring: options.no_new_keyring,
         preserve_fds,
+        systemd: None,
     })
 }
 

@@ -3,8 +3,11 @@
 use std::ffi::CString;
 use std::path::Path;
 
-use super::{Namespace, Planner, Wanted, shortest};
+use oci_spec::runtime::{LinuxIdMapping, Mount as SpecMount, Spec};
+
+use super::{Namespace, Namespaces, Planner, Wanted, shortest};
 use crate::cgroup::Place;
+use crate::host::Host;
 use crate::step::mount::device::{Link, LinkSet};
 use crate::step::mount::{Attach, Filesystem, Flags, Mount, Param, Seal, Source, Target};
 use crate::sys::in_root::{InRoot, Links};
@@ -22,10 +25,11 @@ impl Planner<'_> {
         }
     }
 
-    /// One hierarchy. The kernel lets a user namespace mount it along with a cgroup namespace of its own only; otherwise
-    /// the host's is shown.
+    /// One hierarchy. Without a cgroup namespace the host's mount is shown: a mount of its own would be the same, but
+    /// would set the options of the hierarchy (nsdelegate, memory_recursiveprot) anew, for the whole machine; and in a user
+    /// namespace the kernel forbids it.
     fn cgroup_2(&mut self, wanted: &Wanted<'_>, place: &Place) {
-        if self.namespaces.has_user() && self.namespaces.cgroup == Namespace::Host {
+        if self.namespaces.cgroup == Namespace::Host {
             let flags = wanted.options.flags();
             self.show(wanted, &place.mount, wanted.path.clone(), flags, false);
         } else {
@@ -107,6 +111,26 @@ impl Planner<'_> {
         }));
         self.plan.child.push(Mount::Attach(Attach { slot, from, target: Target { path, links: Links::Follow } }));
     }
+}
+
+/// Who is to own the container's cgroup: on v2, root of the container's user namespace, if it sees the cgroup in a
+/// namespace of its own and by a mount it may write to (runtime-spec, "Cgroup ownership").
+pub(crate) fn owner(spec: &Spec, host: &Host) -> Option<u32> {
+    let namespaces = Namespaces::of(spec);
+    let own = namespaces.has_user() && namespaces.cgroup == Namespace::New;
+    let writable = |mount: &SpecMount| {
+        let read_only = mount.options().iter().flatten().any(|option| option == "ro" || option == "rro");
+        mount.destination() == Path::new("/sys/fs/cgroup") && is_cgroup(mount) && !read_only
+    };
+    if !own || !host.privileged || !host.cgroups.is_v2() || !spec.mounts().iter().flatten().any(writable) {
+        return None;
+    }
+    let maps = spec.linux().as_ref()?.uid_mappings().as_ref()?;
+    maps.iter().find(|map| map.container_id() == 0).map(LinuxIdMapping::host_id).filter(|&uid| uid != 0)
+}
+
+fn is_cgroup(mount: &SpecMount) -> bool {
+    matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))
 }
 
 /// `cpu`, or `name=systemd`.

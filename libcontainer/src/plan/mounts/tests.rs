@@ -20,6 +20,7 @@ fn host(hierarchies: Hierarchies) -> Host {
         last_capability: 40,
         privileged: true,
         in_user_namespace: false,
+        may_set_groups: true,
         mknod: true,
         kcore: true,
         ignored_signals: 0,
@@ -64,6 +65,7 @@ fn request() -> Request {
         no_pivot: false,
         no_new_keyring: false,
         preserve_fds: 0,
+        systemd: None,
     }
 }
 
@@ -107,8 +109,8 @@ fn each_kind_of_mount_reads_as_it_is_done() {
         ),
         (
             json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]}),
-            &[],
-            &["mount cgroup2 at /sys/fs/cgroup ro,nosuid"],
+            &["open /sys/fs/cgroup for /sys/fs/cgroup ro,nosuid rslave"],
+            &["mount /sys/fs/cgroup at /sys/fs/cgroup"],
         ),
         (json!({"destination": "/t", "type": "tmpfs", "options": ["remount", "size=1"]}), &[], &["remount /t rw"]),
     ] {
@@ -262,7 +264,8 @@ fn what_a_user_namespace_may_not_mount_is_shown_from_the_host() {
         (&["mount", "user", "network=/run/netns/x", "cgroup"], true, false),
         (&["mount", "user=/proc/1/ns/user", "network=/proc/1/ns/net", "cgroup"], false, false),
         (&["mount", "user=/proc/1/ns/user", "cgroup"], true, false),
-        (&["mount", "network=/run/netns/x"], false, false),
+        (&["mount", "network=/run/netns/x"], false, true),
+        (&["mount", "network=/run/netns/x", "cgroup"], false, false),
     ] {
         let (plan, problems) = plan(&spec(mounts.clone(), json!({}), namespaces), &v2());
         assert_eq!(problems, []);
@@ -275,6 +278,27 @@ fn what_a_user_namespace_may_not_mount_is_shown_from_the_host() {
     let (plan, _) = plan(&spec(mounts, json!({}), &["mount", "user"]), &v2());
     let Mount::Source(sys) = &plan.before[0] else { panic!("{plan:?}") };
     assert_eq!(sys.all.map(|all| all.set), Some(attr::RDONLY | attr::NOSUID));
+}
+
+#[test]
+fn a_cgroup_is_given_to_root_of_a_user_namespace_that_may_write_to_it() {
+    let maps = json!({"uidMappings": [{"containerID": 1, "hostID": 5, "size": 1},
+        {"containerID": 0, "hostID": 100_000, "size": 1}]});
+    let mount =
+        |options: &serde_json::Value| json!([{"destination": "/sys/fs/cgroup", "type": "cgroup", "options": options}]);
+    let new = &["mount", "user", "cgroup"][..];
+    for (namespaces, options, host, owner) in [
+        (new, json!(["rw", "nosuid"]), v2(), Some(100_000)),
+        (&["mount", "user=/proc/1/ns/user", "cgroup"], json!([]), v2(), Some(100_000)),
+        (new, json!(["ro"]), v2(), None),
+        (&["mount", "user"], json!([]), v2(), None),
+        (&["mount", "cgroup"], json!([]), v2(), None),
+        (new, json!([]), Host { privileged: false, ..v2() }, None),
+        (new, json!([]), v1(), None),
+    ] {
+        let spec = spec(mount(&options), maps.clone(), namespaces);
+        assert_eq!(super::cgroup_owner(&spec, &host), owner, "{namespaces:?} {options}");
+    }
 }
 
 #[test]

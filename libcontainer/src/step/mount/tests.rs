@@ -82,6 +82,7 @@ impl Stage {
             no_pivot: self.no_pivot,
             no_new_keyring: false,
             preserve_fds: 0,
+            systemd: None,
         };
         let mut problems: Vec<Problem> = Vec::new();
         let mut slots = Slots::default();
