@@ -105,6 +105,42 @@ fn version_is_this_packages() {
     assert_eq!(json["version"], version);
 }
 
+/// The commands as `dunnage help` lists them.
+fn commands() -> Vec<String> {
+    let help = dunnage(&["help"]);
+    let lines = text(&help).lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    lines.map(|line| line.split_whitespace().next().unwrap().to_owned()).filter(|command| command != "help").collect()
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("man1");
+    assert!(dunnage(&["man", "--dir", folder.to_str().unwrap()]).status.success());
+    let mut expected: Vec<String> = commands().iter().map(|command| format!("dunnage-{command}.1")).collect();
+    expected.push("dunnage.1".to_owned());
+    let mut written: Vec<String> =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    expected.sort();
+    written.sort();
+    assert_eq!(written, expected);
+    let page = dunnage(&["man", "trace"]);
+    assert!(text(&page).contains(".TH") && text(&page).contains("perfetto"), "{}", text(&page));
+    assert_eq!(dunnage(&["man", "nothing"]).status.code(), Some(1));
+}
+
+#[test]
+fn a_supervisor_that_does_not_run_is_said_to_and_not_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let output = dunnage(&["--state", state.to_str().unwrap(), "version"]);
+    assert!(output.status.success() && text(&output).contains("dunnaged does not run"), "{output:?}");
+    let output = dunnage(&["--state", state.to_str().unwrap(), "version", "--format", "json"]);
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["supervisor"], Value::Null);
+    assert!(!state.exists());
+}
+
 #[test]
 fn completion_scripts_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {

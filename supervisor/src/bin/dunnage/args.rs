@@ -1,28 +1,85 @@
-//! The command line.
+//! The command line: what is the same for all commands. The arguments of each stand in its own file.
 
-use clap::{Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+use crate::{
+    attach, events, exec, inspect, kill, logs, man, pause, ps, rm, run, stats, stop, top, trace, update, upgrade,
+    version, wait,
+};
 
 /// Runs Linux containers.
 #[derive(Debug, Parser)]
 #[command(name = "dunnage", version)]
 pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
+/// Which supervisor, and which of its containers.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Supervisor")]
+pub(crate) struct Global {
+    /// Socket of a supervisor that runs already; without it, one is started if none runs
+    #[arg(long, global = true, value_name = "PATH", env = "DUNNAGE_ADDRESS")]
+    pub(crate) address: Option<PathBuf>,
+    /// Folder of the supervisor's state, if not the usual one
+    #[arg(long, global = true, value_name = "DIR", env = "DUNNAGE_STATE")]
+    pub(crate) state: Option<PathBuf>,
+    /// Folder of the supervisor's journal and logs, if not the usual one
+    #[arg(long, global = true, value_name = "DIR", env = "DUNNAGE_ROOT")]
+    pub(crate) root: Option<PathBuf>,
+    /// Containers of one namespace do not see those of another
+    #[arg(long, global = true, value_name = "NAME", env = "DUNNAGE_NAMESPACE", default_value = "default")]
+    pub(crate) namespace: String,
+}
+
+/// In the order in which they are listed.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run a command in a new container
+    Run(Box<run::Args>),
+    /// List containers
+    Ps(ps::Args),
+    /// Run a further command in a running container
+    Exec(exec::Args),
+    /// Print what a container has written
+    Logs(logs::Args),
+    /// Connect the terminal to a running container
+    Attach(attach::Args),
+    /// Ask containers to end, and kill those that do not
+    Stop(stop::Args),
+    /// Send a signal to containers
+    Kill(kill::Args),
+    /// Freeze all processes of containers
+    Pause(pause::Args),
+    /// Let paused containers go on
+    Resume(pause::Args),
+    /// Wait until containers have ended, and print their exit codes
+    Wait(wait::Args),
+    /// Remove containers with their logs
+    Rm(rm::Args),
+    /// Change the limits of running containers
+    Update(update::Args),
+    /// Tell everything about containers
+    Inspect(inspect::Args),
+    /// Show what containers use, as it changes
+    Stats(stats::Args),
+    /// Show all containers on the whole screen, as they change
+    Top(top::Args),
+    /// Print what has happened to containers, and what happens
+    Events(events::Args),
+    /// Show where the time of a container's start went
+    Trace(trace::Args),
     /// Tell what this host has and lacks for containers, why it matters, and how to fix it
     ///
     /// Exit code 1 if no container can run, else 0. Changes nothing on the host.
     Doctor {
-        /// How to print it
-        #[arg(long, value_enum, default_value_t = Format::Table)]
-        format: Format,
-    },
-    /// Print the version
-    Version {
         /// How to print it
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
@@ -33,6 +90,12 @@ pub(crate) enum Command {
         /// The shell
         shell: Shell,
     },
+    /// Replace the running supervisor by another binary; the containers go on
+    Upgrade(upgrade::Args),
+    /// Print the versions of this program and of the supervisor that runs
+    Version(version::Args),
+    /// Print or write manual pages
+    Man(man::Args),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -41,4 +104,37 @@ pub(crate) enum Format {
     Table,
     /// For programs
     Json,
+}
+
+/// Containers that are named on the command line.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Ids {
+    /// Names, or the beginnings of names if they are unique
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub(crate) ids: Vec<String>,
+}
+
+/// Reads our command line. Help and mistakes end here, with their exit code: 2 for a mistake, but where that could be a
+/// program's own.
+pub(crate) fn parse() -> Result<Args, ExitCode> {
+    Args::try_parse().map_err(|mistake| {
+        // Nobody is left to tell when this fails.
+        drop(mistake.print());
+        let first = std::env::args().skip(1).find(|word| Args::command().find_subcommand(word).is_some());
+        let of_a_program = matches!(first.as_deref(), Some("run" | "exec"));
+        ExitCode::from(if of_a_program && mistake.use_stderr() { OURS } else { mistake.exit_code() as u8 })
+    })
+}
+
+/// The exit code of what fails before a program runs, where the code is a program's otherwise: one they hardly use.
+const OURS: u8 = 125;
+
+impl Command {
+    /// The exit code of a command line that failed by itself.
+    pub(crate) fn code_of_errors(&self) -> u8 {
+        match self {
+            Command::Run(_) | Command::Exec(_) => OURS,
+            _ => 1,
+        }
+    }
 }

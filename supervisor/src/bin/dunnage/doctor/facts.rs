@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::slice;
 
@@ -75,6 +76,9 @@ pub(super) struct Facts {
     /// Numbers in /proc/sys, as sysctl(8) names them.
     pub(super) settings: BTreeMap<&'static str, u64>,
     pub(super) rootless: Rootless,
+    /// Whether `/` can lie below an overlay; nothing if we may not try.
+    pub(super) overlay_on_root: Option<Answer>,
+    pub(super) standalone: Standalone,
     /// The containerd that runs.
     pub(super) daemon: Option<Daemon>,
     /// The containerd that is installed.
@@ -82,6 +86,17 @@ pub(super) struct Facts {
     pub(super) shim: Option<Shim>,
     /// Other OCI runtimes: where they are.
     pub(super) runtimes: Vec<PathBuf>,
+}
+
+/// What there is for containers without containerd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Standalone {
+    /// The supervisor that `dunnage` would start.
+    pub(super) dunnaged: Option<Program>,
+    /// Where it listens, or why this user has no place for one.
+    pub(super) socket: Result<PathBuf, String>,
+    /// Somebody listens there; else what the kernel said.
+    pub(super) listens: Result<(), Errno>,
 }
 
 /// What lets an ordinary user map more than their own id.
@@ -99,7 +114,7 @@ impl Facts {
     ///
     /// # Errors
     /// When the kernel does not even tell who we are.
-    pub(super) fn gather() -> anyhow::Result<Facts> {
+    pub(super) fn gather(socket: Result<PathBuf, String>) -> anyhow::Result<Facts> {
         let host = Host::detect().map_err(|error| error.to_string());
         let capabilities = caps::read(None, CapSet::Effective).context("cannot read our capabilities (capget)")?;
         let capable = capabilities.contains(&Capability::CAP_SYS_ADMIN);
@@ -138,6 +153,8 @@ impl Facts {
             capabilities: sorted,
             settings,
             rootless: Rootless::find(&own_path),
+            overlay_on_root: capable.then(probe::overlay_on_root),
+            standalone: Standalone::find(socket, &own_path),
             containerd,
             daemon,
             shim,
@@ -183,6 +200,18 @@ fn pids_limit(hierarchies: &Hierarchies) -> Option<u64> {
     mounted(hierarchies)
         .iter()
         .find_map(|hierarchy| fs::read_to_string(hierarchy.mount.join("pids.max")).ok()?.trim().parse().ok())
+}
+
+impl Standalone {
+    fn find(socket: Result<PathBuf, String>, path: &std::ffi::OsStr) -> Standalone {
+        let beside =
+            std::env::current_exe().ok().map(|own| own.with_file_name("dunnaged")).filter(|file| file.is_file());
+        let dunnaged = beside.or_else(|| executable("dunnaged", path)).map(|path| Program::ask(path, "--version"));
+        let connect = |socket: &PathBuf| UnixStream::connect(socket).map(drop);
+        let errno = |error: std::io::Error| error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
+        let listens = socket.as_ref().map_or(Err(Errno::ENOENT), |socket| connect(socket).map_err(errno));
+        Standalone { dunnaged, socket, listens }
+    }
 }
 
 impl Rootless {

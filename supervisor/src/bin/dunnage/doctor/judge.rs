@@ -9,7 +9,7 @@ use serde::Serialize;
 use self::Verdict::{Broken, Limited};
 use super::elf::Linkage;
 use super::facts::Facts;
-use super::programs::Shim;
+use super::programs::{Program, Shim};
 
 /// How bad it is; a host is as bad as its worst finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -89,6 +89,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings.extend(idmapped_mounts(facts));
     findings.extend(limits(facts));
     findings.push(rootless(facts));
+    findings.extend(machine_root(facts));
+    findings.extend(standalone(facts));
     findings.push(containerd(facts));
     findings.push(shim(facts));
     findings.push(runtimes(facts));
@@ -432,12 +434,56 @@ fn rootless(facts: &Facts) -> Finding {
     Limited.finding("rootless", format!("without {lack}"), "containers with more than one user", fix)
 }
 
+fn machine_root(facts: &Facts) -> Option<Finding> {
+    let subject = "machine as root";
+    Some(match facts.overlay_on_root? {
+        Ok(()) => ok(subject, "an overlay on / can be mounted"),
+        Err(failed) => {
+            let effect = "dunnage run without --rootfs or --bundle";
+            Limited.finding(subject, format!("no overlay on /: {failed}"), effect, "name a root: --rootfs DIR")
+        }
+    })
+}
+
+/// The supervisor, where there is none of containerd's.
+fn standalone(facts: &Facts) -> Vec<Finding> {
+    let subject = "dunnaged";
+    let standalone = &facts.standalone;
+    let there = match &standalone.dunnaged {
+        Some(Program { path, version: Ok(said) }) => Ok(format!("{said} at {}", path.display())),
+        Some(Program { path, version: Err(why) }) => Err(format!("{} does not run: {why}", path.display())),
+        None if facts.containerd.is_some() => {
+            return vec![ok(subject, "not installed, and not needed under containerd")];
+        }
+        None => Err("neither beside dunnage nor on our PATH".to_owned()),
+    };
+    let effect = "containers without containerd (dunnage run)";
+    let there = match there {
+        Ok(there) => there,
+        Err(found) => return vec![Limited.finding(subject, found, effect, "install -m 755 dunnaged /usr/local/bin/")],
+    };
+    vec![match (&standalone.socket, standalone.listens) {
+        (Err(why), _) => Limited.finding(subject, "no place to run in", effect, why),
+        (Ok(socket), Ok(())) => ok(subject, format!("{there}, runs (listens at {})", socket.display())),
+        (Ok(_), Err(Errno::ENOENT | Errno::ECONNREFUSED)) => {
+            ok(subject, format!("{there}; none runs, and dunnage run starts one"))
+        }
+        (Ok(socket), Err(errno)) => {
+            let found = format!("we cannot connect to {}: {}", socket.display(), errno.desc());
+            Limited.finding(subject, found, effect, "be the user that it runs as, or name another with --state DIR")
+        }
+    }]
+}
+
 /// The oldest containerd whose contract our shim keeps.
 const OLDEST_CONTAINERD: (u32, u32) = (1, 6);
 
 fn containerd(facts: &Facts) -> Finding {
     let subject = "containerd";
     let Some(program) = &facts.containerd else {
+        if facts.standalone.dunnaged.is_some() {
+            return ok(subject, "not installed, and not needed by dunnaged");
+        }
         let effect = "the shim: nobody calls it (dunnage-oci needs no containerd)";
         return Limited.finding(subject, "not installed", effect, "apt install containerd");
     };

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::judge::{Advice, Finding, Verdict};
+use crate::paper::{Paper, Tone};
 
 /// For programs: one object.
 pub(super) fn json(findings: &[Finding]) -> serde_json::Result<String> {
@@ -16,12 +17,12 @@ pub(super) fn json(findings: &[Finding]) -> serde_json::Result<String> {
 }
 
 /// For people: one line for each finding, two more under one that is not ok, and the verdict last.
-pub(super) fn table(findings: &[Finding], colours: bool) -> String {
+pub(super) fn table(findings: &[Finding], paper: Paper) -> String {
     let width = findings.iter().map(|finding| finding.subject.chars().count()).max().unwrap_or_default();
     let indent = WORD + 2 + width + 2;
     let mut text = String::new();
     for Finding { verdict, subject, found, advice } in findings {
-        text += &format!("{}  {subject:width$}  {found}\n", word(*verdict, colours));
+        text += &format!("{}  {subject:width$}  {found}\n", word(*verdict, paper));
         if let Some(Advice { effect, fix }) = advice {
             text += &format!("{:indent$}fails: {effect}\n{:indent$}fix:   {fix}\n", "", "");
         }
@@ -32,19 +33,18 @@ pub(super) fn table(findings: &[Finding], colours: bool) -> String {
         Verdict::Limited => "containers run, but not with all they may ask for",
         Verdict::Broken => "no container can run",
     };
-    text + &format!("\n{}  {meaning}\n", word(worst, colours))
+    text + &format!("\n{}  {meaning}\n", word(worst, paper))
 }
 
 /// The letters of the longest verdict.
 const WORD: usize = 7;
 
-/// The verdict, padded; green, yellow or red (ECMA-48, SGR).
-fn word(verdict: Verdict, colours: bool) -> String {
-    let (word, colour) = match verdict {
-        Verdict::Ok => ("ok", 32),
-        Verdict::Limited => ("limited", 33),
-        Verdict::Broken => ("broken", 31),
+/// The verdict, padded.
+fn word(verdict: Verdict, paper: Paper) -> String {
+    let (word, tone) = match verdict {
+        Verdict::Ok => ("ok", Tone::Good),
+        Verdict::Limited => ("limited", Tone::Warning),
+        Verdict::Broken => ("broken", Tone::Bad),
     };
-    let padded = format!("{word:WORD$}");
-    if colours { format!("\x1b[{colour}m{padded}\x1b[0m") } else { padded }
+    paper.paint(tone, &format!("{word:WORD$}"))
 }

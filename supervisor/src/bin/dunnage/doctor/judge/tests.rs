@@ -6,10 +6,11 @@ use libcontainer::seccomp::{Abi, HostSeccomp};
 use libcontainer::sys::{Call, Failed};
 use oci_spec::runtime::LinuxSeccompAction;
 
-use super::super::facts::Rootless;
+use super::super::facts::{Rootless, Standalone};
 use super::super::programs::{Daemon, Program};
 use super::super::report;
 use super::*;
+use crate::paper::Paper;
 
 fn failed(call: Call, errno: Errno) -> Answer {
     Err(Failed { call, errno })
@@ -54,6 +55,7 @@ fn fine() -> Facts {
         filesystems: vec![("overlay", Ok(())), ("proc", Ok(()))],
         idmapped: ("/var/lib/containerd".into(), Ok(())),
         host: Ok(Host {
+            may_set_groups: true,
             cgroups: Layout {
                 hierarchies: Hierarchies::V2(hierarchy(
                     &["cpuset", "cpu", "io", "memory", "hugetlb", "pids"],
@@ -79,6 +81,12 @@ fn fine() -> Facts {
         capabilities: caps::all().into_iter().collect(),
         settings: BTreeMap::from(settings),
         rootless: Rootless { newuidmap: true, newgidmap: true, ranges: true },
+        overlay_on_root: Some(Ok(())),
+        standalone: Standalone {
+            dunnaged: Some(program("/usr/bin/dunnaged", "dunnaged 0.1.0")),
+            socket: Ok("/run/dunnage/supervisor/dunnaged.sock".into()),
+            listens: Ok(()),
+        },
         daemon: Some(Daemon { pid: 612, program: "/usr/bin/containerd".into(), path: "/usr/bin".into() }),
         containerd: Some(program("/usr/bin/containerd", "containerd github.com/containerd/containerd v1.7.24 88bf19b")),
         shim: Some(Shim {
@@ -172,7 +180,10 @@ const CASES: &[Case] = &[
     (|f| settings(f, &[("kernel.pid_max", 4096)]), Limited, "kernel.pid_max", "4096"),
     (|f| f.pids_limit = Some(100), Limited, "pids.max", "around us"),
     (|f| settings(f, &[("fs.inotify.max_user_instances", 128)]), Limited, "fs.inotify.max_user_instances", "=512"),
-    (|f| f.containerd = None, Limited, "containerd", "apt install containerd"),
+    (|f| f.standalone.listens = Err(Errno::EACCES), Limited, "dunnaged", "be the user that it runs as"),
+    (|f| f.standalone.socket = Err("$XDG_RUNTIME_DIR is not set".to_owned()), Limited, "dunnaged", "XDG_RUNTIME_DIR"),
+    (|f| f.standalone.dunnaged.as_mut().unwrap().version = Err("a".to_owned()), Limited, "dunnaged", "does not run: a"),
+    (|f| f.overlay_on_root = Some(failed(Call::Mount, Errno::EINVAL)), Limited, "machine as root", "--rootfs DIR"),
     (|f| f.containerd.as_mut().unwrap().version = Ok("containerd x 1.5.9 y".to_owned()), Limited, "containerd", "1.6"),
     (|f| f.shim = None, Limited, "shim", "PATH of containerd (pid 612)"),
     (|f| f.shim.as_mut().unwrap().executable = false, Limited, "shim", "chmod 755"),
@@ -196,6 +207,21 @@ fn each_lack_is_one_finding_with_its_reason() {
         assert!(!all.contains('\n'), "{finding:?}");
         assert_eq!(Verdict::of(&judge(&facts)), *verdict);
     }
+}
+
+#[test]
+fn one_way_to_run_containers_is_enough() {
+    let lacks = |change: fn(&mut Facts)| {
+        let mut facts = fine();
+        change(&mut facts);
+        judge(&facts).into_iter().filter(|f| f.verdict != Verdict::Ok).map(|f| f.subject).collect::<Vec<_>>()
+    };
+    assert_eq!(lacks(|f| f.containerd = None), [""; 0]);
+    assert_eq!(lacks(|f| f.standalone.dunnaged = None), [""; 0]);
+    let neither = lacks(|f| (f.containerd, f.standalone.dunnaged) = (None, None));
+    assert_eq!(neither, ["dunnaged", "containerd"]);
+    // It would be started, and is not missed.
+    assert_eq!(lacks(|f| f.standalone.listens = Err(Errno::ENOENT)), [""; 0]);
 }
 
 #[test]
@@ -236,8 +262,8 @@ fn the_table_of_a_made_up_host() {
     facts.filesystems[1].1 = failed(Call::Fsopen, Errno::ENODEV);
     facts.shim = None;
     let findings = judge(&facts);
-    assert_eq!(report::table(&findings, false), include_str!("made-up.txt"));
-    let coloured = report::table(&findings, true);
+    assert_eq!(report::table(&findings, Paper::PLAIN), include_str!("made-up.txt"));
+    let coloured = report::table(&findings, Paper { width: None, colours: true });
     assert!(coloured.starts_with("\x1b[32mok     \x1b[0m  kernel") && coloured.contains("\x1b[31mbroken \x1b[0m"));
 }
 

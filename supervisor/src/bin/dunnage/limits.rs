@@ -1,0 +1,133 @@
+//! Limits of a container's resources, as `run` and `update` take them.
+
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxPids, LinuxResources};
+
+/// What a container may use.
+#[derive(Debug, Clone, Default, PartialEq, clap::Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct Limits {
+    /// Memory, in bytes or with a unit: 512k, 64m, 2g
+    #[arg(short, long, value_name = "SIZE", value_parser = size)]
+    pub(crate) memory: Option<i64>,
+    /// Memory and swap together; -1 for as much swap as there is
+    #[arg(long, value_name = "SIZE", value_parser = size_or_none, allow_hyphen_values = true)]
+    pub(crate) memory_swap: Option<i64>,
+    /// Processors' worth of time: 0.5, 2
+    #[arg(long, value_name = "NUMBER", value_parser = cpus)]
+    pub(crate) cpus: Option<f64>,
+    /// Weight beside other containers where time is short; 1024 is usual
+    #[arg(long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(2..=262_144))]
+    pub(crate) cpu_shares: Option<u64>,
+    /// Processors it may run on: 0-3,5
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_cpus: Option<String>,
+    /// Processes and threads
+    #[arg(long, visible_alias = "pids-limit", value_name = "NUMBER", value_parser = pids, allow_hyphen_values = true)]
+    pub(crate) pids: Option<i64>,
+}
+
+/// Microseconds in which a share of the processors is counted (`cpu.cfs_period_us`).
+const PERIOD: u64 = 100_000;
+
+impl Limits {
+    /// None at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Limits::default()
+    }
+
+    /// As the runtime-spec has them.
+    pub(crate) fn resources(&self) -> LinuxResources {
+        let mut resources = LinuxResources::default();
+        resources.set_devices(None);
+        if self.memory.is_some() || self.memory_swap.is_some() {
+            let mut memory = LinuxMemory::default();
+            // Docker's rule: without a word on swap, as much again.
+            let swap = self.memory_swap.or(self.memory.map(|limit| limit.saturating_mul(2)));
+            memory.set_limit(self.memory).set_swap(swap);
+            resources.set_memory(Some(memory));
+        }
+        if self.cpus.is_some() || self.cpu_shares.is_some() || self.cpuset_cpus.is_some() {
+            let mut cpu = LinuxCpu::default();
+            if let Some(cpus) = self.cpus {
+                cpu.set_period(Some(PERIOD)).set_quota(Some((cpus * PERIOD as f64).round() as i64));
+            }
+            cpu.set_shares(self.cpu_shares).set_cpus(self.cpuset_cpus.clone());
+            resources.set_cpu(Some(cpu));
+        }
+        if let Some(limit) = self.pids {
+            let mut pids = LinuxPids::default();
+            pids.set_limit(limit);
+            resources.set_pids(Some(pids));
+        }
+        resources
+    }
+}
+
+/// Bytes. Units are powers of 1024, as Docker has them.
+pub(crate) fn size(text: &str) -> Result<i64, String> {
+    let wrong = || format!("{text:?} is no size such as 65536, 512k, 64m or 2g");
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let shift = match &lower[digits.len()..] {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: i64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).filter(|size| *size > 0).ok_or_else(wrong)
+}
+
+fn size_or_none(text: &str) -> Result<i64, String> {
+    if text == "-1" { Ok(-1) } else { size(text) }
+}
+
+fn cpus(text: &str) -> Result<f64, String> {
+    // The kernel takes no less than a millisecond in its period.
+    let enough = |cpus: &f64| (0.01..=1_000_000.0).contains(cpus);
+    text.parse().ok().filter(enough).ok_or_else(|| format!("{text:?} is no number of processors, such as 0.5 or 2"))
+}
+
+fn pids(text: &str) -> Result<i64, String> {
+    let wrong = || format!("{text:?} is no number of processes; -1 is for no limit");
+    text.parse().ok().filter(|pids| *pids > 0 || *pids == -1).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_docker_reads_them() {
+        for (text, bytes) in
+            [("1", 1), ("4096b", 4096), ("512k", 512 << 10), ("64M", 64 << 20), ("2g", 2 << 30), ("1GiB", 1 << 30)]
+        {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "-1", "m", "1x", "1.5g", "99999999999g", "9223372036854775807k"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn limits_become_what_the_kernel_counts_in() {
+        let limits = Limits { memory: Some(64 << 20), cpus: Some(1.5), pids: Some(7), ..Limits::default() };
+        let expected = serde_json::json!({
+            "memory": {"limit": 64 << 20, "swap": 128 << 20},
+            "cpu": {"quota": 150_000, "period": 100_000},
+            "pids": {"limit": 7},
+        });
+        assert_eq!(serde_json::to_value(limits.resources()).unwrap(), expected);
+        assert_eq!(serde_json::to_value(Limits::default().resources()).unwrap(), serde_json::json!({}));
+        for (bad, text) in [
+            (cpus("0").is_err(), "0"),
+            (cpus("x").is_err(), "x"),
+            (cpus("NaN").is_err(), "NaN"),
+            (pids("0").is_err(), "pids 0"),
+        ] {
+            assert!(bad, "{text}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! `logs`.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::{Context, Error, bail};
+use dunnage_supervisor::watch::{AddWatchFlags, Watch};
+use runtime_v2_api::supervisor::Container;
+
+use self::files::Files;
+use self::line::Record;
+use crate::args::Global;
+use crate::frames::{self, Heard};
+use crate::session::Session;
+
+mod files;
+mod line;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Go on as the container writes more, until it ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only what was written since: a time (2026-01-31T12:00:00Z), or so long ago (10m)
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// Only what was written until
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<String>,
+    /// Only the last lines
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub(crate) tail: Option<usize>,
+    /// The time of each line before it
+    #[arg(short, long)]
+    pub(crate) timestamps: bool,
+    /// The container
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) id: String,
+}
+
+pub(crate) async fn logs(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
+    let session = Session::open(global).await?;
+    let container = session.find(&args.id).await?;
+    if container.log.is_empty() {
+        bail!("{} keeps no log", container.id);
+    }
+    let log = Path::new(&container.log);
+    let now = SystemTime::now();
+    let bound = |text: &Option<String>| text.as_deref().map(|text| line::time(text, now)).transpose();
+    let mut printer = Printer {
+        since: bound(&args.since).map_err(Error::msg)?,
+        until: bound(&args.until).map_err(Error::msg)?,
+        timestamps: args.timestamps,
+        middle: [false; 2],
+        out: [Box::new(io::stdout()), Box::new(io::stderr())],
+    };
+    // Watched before it is read, so that nothing is written unseen between the two.
+    let changes = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
+    let mut watch = Watch::new(log.parent(), changes).context("cannot watch the log")?;
+    let mut files = Files::open(log).with_context(|| format!("cannot read the log {}", log.display()))?;
+    let cannot = || format!("cannot print the log {}", log.display());
+    printer.first(&mut files, args.tail).with_context(cannot)?;
+    if !args.follow {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let ended = all_said(&container);
+    tokio::pin!(ended);
+    loop {
+        let over = tokio::select! {
+            changed = watch.changed() => changed.map(|()| false).context("cannot watch the log")?,
+            () = &mut ended => true,
+        };
+        printer.more(&mut files).with_context(cannot)?;
+        if over {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+/// Waits until there will be no more: the shim tells that to who is attached, and closes the connection when it ends.
+async fn all_said(container: &Container) {
+    // Who cannot be connected to says nothing any more.
+    let Ok((mut output, _stdin)) = frames::connect(Path::new(&container.attach), 0).await else { return };
+    while let Ok(Some(heard)) = output.next().await {
+        if heard == Heard::End {
+            return;
+        }
+    }
+}
+
+/// Chooses what of the log is printed, and how. Nothing else waits while it prints.
+struct Printer {
+    since: Option<SystemTime>,
+    until: Option<SystemTime>,
+    timestamps: bool,
+    /// Of stdout and stderr: the line that was printed last goes on.
+    middle: [bool; 2],
+    out: [Box<dyn Write>; 2],
+}
+
+impl Printer {
+    /// Prints what is there at first; with `tail`, so many lines of it.
+    fn first(&mut self, files: &mut Files, tail: Option<usize>) -> io::Result<()> {
+        let Some(tail) = tail else { return self.more(files) };
+        let mut last: VecDeque<Vec<u8>> = VecDeque::new();
+        let mut whole = 0;
+        let is_whole = |line: &[u8]| Record::parse(line).is_none_or(|record| !record.partial);
+        files.lines(|line| {
+            if self.wants(line) {
+                whole += usize::from(is_whole(line));
+                last.push_back(line.to_owned());
+            }
+            // Down to the records that end the lines before.
+            while whole > tail {
+                whole -= usize::from(last.pop_front().is_some_and(|line| is_whole(&line)));
+            }
+            Ok(())
+        })?;
+        if tail == 0 {
+            last.clear();
+        }
+        last.iter().try_for_each(|line| self.print(line))?;
+        self.out.iter_mut().try_for_each(|out| out.flush())
+    }
+
+    /// Prints what has been written since.
+    fn more(&mut self, files: &mut Files) -> io::Result<()> {
+        files.lines(|line| if self.wants(line) { self.print(line) } else { Ok(()) })?;
+        self.out.iter_mut().try_for_each(|out| out.flush())
+    }
+
+    fn wants(&self, line: &[u8]) -> bool {
+        let bounded = self.since.is_some() || self.until.is_some();
+        match Record::parse(line).filter(|_| bounded).and_then(|record| record.when()) {
+            Some(time) => self.since.is_none_or(|since| time >= since) && self.until.is_none_or(|until| time <= until),
+            None => true,
+        }
+    }
+
+    fn print(&mut self, line: &[u8]) -> io::Result<()> {
+        // What is no record was not written by a shim; it is shown as it is.
+        let Some(record) = Record::parse(line) else { return self.out[0].write_all(&[line, b"\n"].concat()) };
+        let stream = usize::from(record.stderr);
+        let mut piece = Vec::with_capacity(line.len() + 1);
+        if self.timestamps && !self.middle[stream] {
+            piece.extend_from_slice(record.time.as_bytes());
+            piece.push(b' ');
+        }
+        piece.extend_from_slice(record.text);
+        if !record.partial {
+            piece.push(b'\n');
+        }
+        self.middle[stream] = record.partial;
+        self.out[stream].write_all(&piece)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    const LOG: &str = "\
+2026-01-01T00:00:01.000000000Z stdout F one
+2026-01-01T00:00:02.000000000Z stderr F oops
+2026-01-01T00:00:03.000000000Z stdout P tw
+2026-01-01T00:00:04.000000000Z stdout F o
+not a record
+2026-01-01T00:00:05.000000000Z stdout P rest
+";
+
+    /// Where a test looks at what was printed.
+    #[derive(Clone, Default)]
+    struct Paper(Rc<RefCell<Vec<u8>>>);
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.borrow_mut().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn printed(since: Option<&str>, until: Option<&str>, tail: Option<usize>, timestamps: bool) -> [String; 2] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        std::fs::write(&path, LOG).unwrap();
+        let bound = |text: Option<&str>| text.map(|text| line::time(text, SystemTime::now()).unwrap());
+        let paper = [Paper::default(), Paper::default()];
+        let out: [Box<dyn Write>; 2] = paper.clone().map(|paper| Box::new(paper) as Box<dyn Write>);
+        let mut printer = Printer { since: bound(since), until: bound(until), timestamps, middle: [false; 2], out };
+        printer.first(&mut Files::open(&path).unwrap(), tail).unwrap();
+        paper.map(|paper| String::from_utf8(paper.0.take()).unwrap())
+    }
+
+    #[test]
+    fn lines_are_put_together_again_and_go_where_they_were_written() {
+        assert_eq!(printed(None, None, None, false), ["one\ntwo\nnot a record\nrest", "oops\n"]);
+    }
+
+    #[test]
+    fn times_stand_once_before_a_line() {
+        let [stdout, stderr] = printed(None, None, None, true);
+        assert_eq!(stderr, "2026-01-01T00:00:02.000000000Z oops\n");
+        assert!(stdout.contains("\n2026-01-01T00:00:03.000000000Z two\n"), "{stdout}");
+    }
+
+    #[test]
+    fn bounds_of_time_and_number_are_kept() {
+        let since = printed(Some("2026-01-01T00:00:02Z"), Some("2026-01-01T00:00:04Z"), None, false);
+        assert_eq!(since, ["two\nnot a record\n", "oops\n"]);
+        assert_eq!(printed(None, None, Some(2), false), ["two\nnot a record\nrest", ""]);
+        assert_eq!(printed(None, None, Some(4), false), printed(None, None, None, false));
+        assert_eq!(printed(None, None, Some(0), false), ["", ""]);
+    }
+}

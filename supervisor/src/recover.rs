@@ -1,0 +1,155 @@
+//! After a start: which shims live, what those that do not live had still to tell, and what was left half done.
+//!
+//! Only what clients could stumble over is done before the first is served: to find a thousand shims takes no question to
+//! any of them. The rest goes on beside.
+
+use std::{collections::HashSet, fs, io, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use futures::{StreamExt as _, stream};
+use libcontainer::state::Init;
+use runtime_v2_api::supervisor::Phase;
+use tokio::time::sleep;
+
+use crate::{
+    book::{Name, Stage},
+    ground::{AT_ONCE, Ground},
+    sys,
+};
+
+/// Between two attempts to clean up after a shim, of which something, such as a full disk, tells nobody when it is over.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// A shim as it is called in `unheard/`.
+fn source(text: &str) -> Option<Init> {
+    let (pid, start_time) = text.split_once('-')?;
+    Some(Init { pid: pid.parse().ok()?, start_time: start_time.parse().ok()? })
+}
+
+/// Whether the shim of that name may still send an event, itself or by the file that it has left.
+pub(crate) fn may_send(unheard: &std::path::Path, text: &str) -> bool {
+    let lives = source(text).is_some_and(|shim| !matches!(shim.open(), Ok(None)));
+    lives || unheard.join(text).exists()
+}
+
+/// Finds the shims of the book again, and has what is left of the others cleaned up.
+pub(crate) fn recover(ground: &Arc<Ground>) -> io::Result<()> {
+    let (mut alive, mut over) = (Vec::new(), Vec::new());
+    let last = ground.relay.last();
+    for name in ground.book.names() {
+        // Somebody has removed the journal, and its numbers begin anew.
+        if ground.book.look(&name, |entry| entry.after > last) == Some(true) {
+            ground.book.change(&name, |entry| entry.after = last)?;
+        }
+        let found = ground.book.look(&name, |entry| (entry.stage.clone(), entry.shim, entry.address.clone()));
+        let Some((stage, shim, address)) = found else { continue };
+        if matches!(stage, Stage::Lost(_)) {
+            continue;
+        }
+        let pidfd: Option<OwnedFd> = match shim.map(Init::open).transpose() {
+            Ok(pidfd) => pidfd.flatten(),
+            Err(failed) => return Err(io::Error::other(format!("find the shim of container {name}: {failed}"))),
+        };
+        let lives = pidfd.is_some();
+        if let Some(pidfd) = pidfd {
+            ground.shims.add(&name, &address);
+            ground.shims.watch(&name, pidfd)?;
+        }
+        if lives && stage == Stage::Live { &mut alive } else { &mut over }.push(name);
+    }
+    log::info!("found {} shims; {} containers are to be cleaned up after", alive.len(), over.len());
+    hear_again(ground, &over)?;
+    import_orphans(ground)?;
+    // Those whose end was heard of, and not what was to follow.
+    for name in &alive {
+        finish_ended(ground, name.clone());
+    }
+    for name in over {
+        tokio::spawn(finish(ground.clone(), name));
+    }
+    ground.book.ask(alive.len());
+    tokio::spawn(ask_all(ground.clone(), alive));
+    Ok(())
+}
+
+/// Killed between an event's way into the journal and its way into the book, the book lacks it. Of a shim that lives this
+/// does not matter, as it is asked; of the others the journal is.
+fn hear_again(ground: &Ground, over: &[Arc<Name>]) -> io::Result<()> {
+    let after = over
+        .iter()
+        .filter_map(|name| ground.book.look(name, |entry| (!entry.deleted).then_some(entry.after)).flatten());
+    let Some(after) = after.min() else { return Ok(()) };
+    let over: HashSet<&Name> = over.iter().map(AsRef::as_ref).collect();
+    ground.relay.replay(after, |number, envelope| {
+        ground.book.heard_of(number, envelope, |name| over.contains(name));
+    })
+}
+
+/// Events of shims that are gone, and of which perhaps not even the book knows.
+fn import_orphans(ground: &Ground) -> io::Result<()> {
+    for file in fs::read_dir(ground.places().unheard())? {
+        let file = file?;
+        let Some(shim) = file.file_name().to_str().and_then(source) else { continue };
+        if matches!(shim.open(), Ok(None))
+            && let Err(error) = ground.import(&shim)
+        {
+            // Of a container in the book it is tried again, and until then nothing is made up for it.
+            log::warn!("take the events that the shim {} has left: {error}", shim.pid);
+        }
+    }
+    Ok(())
+}
+
+/// The shim of a container has gone. What is being launched or removed knows what to do itself.
+pub(crate) fn finish_lost(ground: &Arc<Ground>, name: Arc<Name>) {
+    if ground.book.look(&name, |entry| entry.stage == Stage::Live) == Some(true) {
+        log::warn!("the shim of container {name} has ended");
+        tokio::spawn(finish(ground.clone(), name));
+    }
+}
+
+/// Removes a container that has ended, if that is all that kept it.
+pub(crate) fn finish_ended(ground: &Arc<Ground>, name: Arc<Name>) {
+    let over = ground.book.look(&name, |entry| entry.auto_remove && entry.exit.is_some() && entry.stage == Stage::Live);
+    if over == Some(true) {
+        tokio::spawn(finish(ground.clone(), name));
+    }
+}
+
+/// Goes on with a container's way out for as long as it takes.
+async fn finish(ground: Arc<Ground>, name: Arc<Name>) {
+    let ends = |stage: &Stage| matches!(stage, Stage::Lost(_));
+    loop {
+        let marked = match ground.book.look(&name, |entry| entry.auto_remove && entry.stage == Stage::Live) {
+            None => return,
+            Some(true) => ground.change(&name, |entry| entry.stage = Stage::Removing),
+            Some(false) => Ok(()),
+        };
+        let ended = match marked {
+            Ok(()) => ground.end(&name).await,
+            Err(fault) => Err(fault),
+        };
+        if ended.is_ok() || ground.book.look(&name, |entry| ends(&entry.stage)).unwrap_or(true) {
+            return;
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Asks shims how their containers are, and gives back the memory that this took.
+async fn ask_all(ground: Arc<Ground>, names: Vec<Arc<Name>>) {
+    let asked = stream::iter(names).for_each_concurrent(AT_ONCE, |name| ask(&ground, name));
+    asked.await;
+    sys::trim();
+}
+
+async fn ask(ground: &Ground, name: Arc<Name>) {
+    let answer = ground.state(&name).await;
+    ground.shims.hang_up(&name);
+    match answer {
+        Ok((phase, pid)) => ground.book.told(&name, phase, pid),
+        // A client has deleted it past us. What is there to do is told by its exit event.
+        Err(fault) if fault.is_not_found() => ground.book.told(&name, Phase::STOPPED, 0),
+        Err(fault) => log::warn!("ask how container {name} is: {fault}"),
+    }
+    ground.book.answered();
+}

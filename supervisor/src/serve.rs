@@ -1,0 +1,253 @@
+//! The daemon: takes its folders and its socket, and owns the event loop.
+
+use std::{
+    collections::HashMap,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixListener as StdUnixListener,
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use nix::sys::{
+    prctl,
+    resource::{Resource, getrlimit, setrlimit},
+};
+use sd_notify::NotifyState;
+use signal_hook::{
+    consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM},
+    low_level::pipe,
+};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{UnixListener, UnixStream},
+    runtime::Builder,
+    sync::mpsc,
+    time::timeout,
+};
+use ttrpc::r#async::{Server, Service, transport::Listener};
+
+use crate::{
+    config::{Config, Flags},
+    fdstore::FdStore,
+    logging, metrics,
+    paths::Paths,
+    service::{Life, Supervisor},
+    socket::{self, Lock},
+    sys,
+    traffic::Traffic,
+    upgrade::{self, Facts, Inheritance},
+};
+
+/// How long a stop waits for replies that are still to be written.
+const HURRY: Duration = Duration::from_secs(5);
+
+/// Why the loop came to an end.
+enum End {
+    /// Somebody said so.
+    Stop,
+    /// To go on as this binary.
+    Upgrade(PathBuf),
+}
+
+/// Serves until a client or a signal says to stop.
+///
+/// # Errors
+/// When the folders, the socket or the journal cannot be used; the text says what to do about it.
+pub fn serve(flags: &Flags, paths: &Paths) -> Result<()> {
+    let config = Config::read(flags, paths)?;
+    logging::init(config.log_level)?;
+    if let Some(score) = config.oom_score {
+        set_oom_score(score);
+    }
+    prctl::set_child_subreaper(config.subreaper).context("become the reaper of orphans")?;
+    Builder::new_current_thread().enable_io().enable_time().build()?.block_on(run(config, flags, paths))
+}
+
+/// What is open for as long as the process lives, whatever program it is.
+struct Held {
+    listener: StdUnixListener,
+    /// On the state folder and the root folder.
+    locks: [Lock; 2],
+    store: FdStore,
+    facts: Facts,
+}
+
+impl Held {
+    /// From our former self, from systemd, or made now.
+    fn take(config: &Config) -> Result<Self> {
+        let store = FdStore::default();
+        if let Some(Inheritance { listener, locks, facts }) = Inheritance::claim(&store)? {
+            return Ok(Self { listener: listener.into(), locks: locks.map(Lock::Inherited), store, facts });
+        }
+        // Each container has a pidfd here, and its cgroup's files while somebody looks at them.
+        let (files, most) = getrlimit(Resource::RLIMIT_NOFILE).context("read the limit of open files")?;
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raise the limit of open files")?;
+        let locks = [Lock::take(&config.state)?, Lock::take(&config.root)?];
+        let (listener, bound) = match activated()? {
+            Some(listener) => (listener.into(), false),
+            None => (socket::listen(&config.address)?, true),
+        };
+        Ok(Self { listener, locks, store, facts: Facts { bound, files, upgrades: 0 } })
+    }
+}
+
+/// The socket that systemd listens on for us (sd_listen_fds(3)).
+fn activated() -> Result<Option<OwnedFd>> {
+    let mut numbers = sd_notify::listen_fds().context("read $LISTEN_FDS")?;
+    let Some(first) = numbers.next() else { return Ok(None) };
+    anyhow::ensure!(
+        numbers.next().is_none(),
+        "systemd passes more than one socket: dunnaged.socket must name just one"
+    );
+    sys::inherited(first).context("take the socket from systemd").map(Some)
+}
+
+async fn run(mut config: Config, flags: &Flags, paths: &Paths) -> Result<()> {
+    let held = Held::take(&config)?;
+    // Before anything is started whose end would be missed.
+    let mut children = signals(&[SIGCHLD])?;
+    let mut stop = signals(&[SIGTERM, SIGINT])?;
+    let mut hangup = signals(&[SIGHUP])?;
+    let supervisor = Supervisor::open(
+        &config,
+        Life { store: held.store.clone(), upgrades: held.facts.upgrades, files: held.facts.files },
+    )?;
+    supervisor.reap();
+    if let (Some(address), Some(metrics)) = (&config.metrics, supervisor.metrics()) {
+        let exporter = metrics::listen(address).await?;
+        tokio::spawn(exporter.serve(metrics.clone()));
+    }
+    loop {
+        let open = Open::new(&held, supervisor.services()).await?;
+        tell(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
+        log::info!("supervising {} on {}", config.state.display(), config.address.display());
+        let end = loop {
+            tokio::select! {
+                biased;
+                _ = stop.read_u8() => break End::Stop,
+                () = supervisor.asked_to_stop() => break End::Stop,
+                binary = supervisor.asked_to_upgrade() => break End::Upgrade(binary),
+                () = next_signal(&mut children) => supervisor.reap(),
+                () = next_signal(&mut hangup) => reload(&mut config, flags, paths, &supervisor),
+            }
+        };
+        open.close().await?;
+        match end {
+            End::Stop => {
+                tell(&[NotifyState::Stopping]);
+                if held.facts.bound
+                    && let Err(error) = fs::remove_file(&config.address)
+                {
+                    log::debug!("remove {}: {error}", config.address.display());
+                }
+                return Ok(());
+            }
+            End::Upgrade(binary) => {
+                log::info!("going on as {}", binary.display());
+                let error = held.become_successor(&binary);
+                log::error!("execute {}: {error}; this supervisor goes on", binary.display());
+            }
+        }
+    }
+}
+
+/// The open door: as long as it lives, clients are served.
+struct Open {
+    server: Server,
+    traffic: Traffic,
+    /// Closed when the last connection is.
+    last: mpsc::Receiver<()>,
+}
+
+impl Open {
+    async fn new(held: &Held, services: HashMap<String, Service>) -> Result<Self> {
+        let listener = held.listener.try_clone().context("duplicate the socket")?;
+        listener.set_nonblocking(true)?;
+        let (alive, last) = mpsc::channel(1);
+        let (traffic, services) = Traffic::through(services);
+        let mut server = Server::new()
+            .add_listener(Listener::new(socket::connections(UnixListener::from_std(listener)?, alive)))
+            .register_service(services);
+        server.start().await.context("serve")?;
+        Ok(Self { server, traffic, last })
+    }
+
+    /// Waits, though not for ever, until all answers are written and every connection is closed.
+    async fn close(mut self) -> Result<()> {
+        self.traffic.close();
+        let closed = async {
+            self.server.shutdown().await.context("stop serving")?;
+            drop(self.server);
+            while self.last.recv().await.is_some() {}
+            Ok(())
+        };
+        timeout(HURRY, closed).await.unwrap_or(Ok(()))
+    }
+}
+
+impl Held {
+    /// Returns only if that fails.
+    fn become_successor(&self, binary: &Path) -> io::Error {
+        upgrade::execute(
+            binary,
+            self.listener.as_fd(),
+            self.locks.each_ref().map(AsFd::as_fd),
+            &self.store,
+            Facts { upgrades: self.facts.upgrades + 1, ..self.facts },
+        )
+    }
+}
+
+/// Reads the configuration again and takes over what can be.
+fn reload(config: &mut Config, flags: &Flags, paths: &Paths, supervisor: &Supervisor) {
+    let new = match Config::read(flags, paths) {
+        Ok(new) => new,
+        Err(error) => return log::error!("{error}; everything stays as it is"),
+    };
+    for key in config.reload(new) {
+        log::warn!("{key} has changed in the configuration, which takes effect with the next start");
+    }
+    logging::set_level(config.log_level);
+    if let Some(score) = config.oom_score {
+        set_oom_score(score);
+    }
+    supervisor.reload(config);
+    log::info!("read the configuration again");
+}
+
+/// Lower only with CAP_SYS_RESOURCE, and no reason not to start.
+fn set_oom_score(score: i32) {
+    let written = OpenOptions::new().write(true).open("/proc/self/oom_score_adj");
+    if let Err(error) = written.and_then(|mut file| file.write_all(score.to_string().as_bytes())) {
+        log::warn!("set oom_score_adj to {score}: {error}");
+    }
+}
+
+/// Tells whoever started us, if it wants to know (sd_notify(3)).
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        log::warn!("notify the service manager: {error}");
+    }
+}
+
+/// A stream that carries a byte whenever one of `numbers` came, and surely one after the last.
+fn signals(numbers: &[i32]) -> io::Result<UnixStream> {
+    let (read, write) = UnixStream::pair()?;
+    let write = write.into_std()?;
+    for &number in numbers {
+        pipe::register(number, write.try_clone()?)?;
+    }
+    Ok(read)
+}
+
+/// Waits for a signal, and takes all that came so far as one.
+async fn next_signal(stream: &mut UnixStream) {
+    if let Err(error) = stream.read(&mut [0; 64]).await {
+        log::warn!("read signals: {error}");
+    }
+}

@@ -1,0 +1,227 @@
+//! The supervisor's socket, and the folder that only one supervisor uses: who may come in, and how two never share.
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::{
+            fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+            net::UnixListener as StdUnixListener,
+        },
+    },
+    path::Path,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use anyhow::{Context as _, Result, bail};
+use futures::{Stream, StreamExt as _, stream};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::{
+        socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, socket, sockopt},
+        stat::{Mode, fchmod},
+    },
+    unistd::geteuid,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{UnixListener, UnixStream},
+    sync::mpsc,
+};
+
+/// Holding this, we are the only supervisor of a state folder.
+#[derive(Debug)]
+pub(crate) enum Lock {
+    /// Dropped, it is given up.
+    Taken(Flock<fs::File>),
+    /// The same lock, which is the open file's, by a descriptor that our former self left us.
+    Inherited(OwnedFd),
+}
+
+impl Lock {
+    /// Takes the folder, which is made if it is missing, for us alone.
+    pub(crate) fn take(state: &Path) -> Result<Self> {
+        make_private(state)?;
+        let path = state.join("lock");
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = file.with_context(|| format!("open {}", path.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Self::sign(lock).with_context(|| format!("write {}", path.display())),
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut pid = String::new();
+                file.read_to_string(&mut pid).with_context(|| format!("read {}", path.display()))?;
+                bail!(
+                    "another supervisor, process {}, uses {}; stop it first, or give this one a --state and a --root of \
+                     its own",
+                    pid.trim(),
+                    state.display()
+                )
+            }
+            Err((_, errno)) => Err(errno).with_context(|| format!("lock {}", path.display())),
+        }
+    }
+
+    /// Says who holds it, for the next who tries.
+    fn sign(lock: Flock<fs::File>) -> io::Result<Self> {
+        lock.set_len(0)?;
+        (&*lock).write_all(format!("{}\n", std::process::id()).as_bytes())?;
+        Ok(Self::Taken(lock))
+    }
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Taken(lock) => lock.as_fd(),
+            Self::Inherited(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// A folder for us alone: what is kept there decides what is run, as whom.
+pub(crate) fn make_private(folder: &Path) -> Result<()> {
+    let named = || folder.display().to_string();
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(|| format!("make {}", named()))?;
+    let meta = fs::metadata(folder).with_context(|| format!("look at {}", named()))?;
+    if meta.uid() != geteuid().as_raw() || meta.mode() & 0o022 != 0 {
+        bail!(
+            "{} belongs to user {} with mode {:o}, and must be ours and writable for nobody else",
+            named(),
+            meta.uid(),
+            meta.mode() & 0o7777
+        );
+    }
+    Ok(())
+}
+
+/// Listens at `path`, in the place of a supervisor that was killed, but not of one that serves.
+pub(crate) fn listen(path: &Path) -> Result<StdUnixListener> {
+    match bound(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if is_served(path).with_context(|| format!("connect to {}", path.display()))? {
+                bail!("somebody serves on {} already; give this supervisor an --address of its own", path.display());
+            }
+            fs::remove_file(path).with_context(|| format!("remove the dead socket {}", path.display()))?;
+            bound(path)
+        }
+        answer => answer,
+    }
+    .with_context(|| format!("listen on {}", path.display()))
+}
+
+fn bound(path: &Path) -> io::Result<StdUnixListener> {
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    // The file never exists with other rights: the kernel gives it those of the socket.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    nix::sys::socket::listen(&socket, Backlog::MAXCONN)?;
+    Ok(socket.into())
+}
+
+/// Whether somebody accepts connections at `path`. Does not wait for them to.
+fn is_served(path: &Path) -> Result<bool, Errno> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match connect(socket.as_raw_fd(), &UnixAddr::new(path)?) {
+        // The latter: its queue is full.
+        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
+        // The latter: it has just stopped.
+        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The connections that our own user makes to `listener`; others are turned away. The receiver of `alive` learns when the
+/// last of them is closed and everything on it written.
+pub(crate) fn connections(
+    listener: UnixListener,
+    alive: mpsc::Sender<()>,
+) -> impl Stream<Item = io::Result<Connection>> + Send + 'static {
+    let accepted = stream::unfold(listener, |listener| async {
+        let accepted = listener.accept().await.map(|(stream, _)| stream);
+        Some((accepted, listener))
+    });
+    accepted.filter_map(move |stream| {
+        let connection = stream.and_then(|stream| Connection::admit(stream, alive.clone()));
+        if let Err(error) = &connection {
+            log::warn!("refused a connection: {error}");
+        }
+        std::future::ready(connection.ok().map(Ok))
+    })
+}
+
+/// A client's connection. ttrpc reads and writes it through here.
+pub(crate) struct Connection {
+    stream: UnixStream,
+    _alive: mpsc::Sender<()>,
+}
+
+impl Connection {
+    fn admit(stream: UnixStream, alive: mpsc::Sender<()>) -> io::Result<Self> {
+        let peer = getsockopt(&stream, sockopt::PeerCredentials)?;
+        if peer.uid() != geteuid().as_raw() {
+            return Err(io::Error::other(format!("process {} is of user {}", peer.pid(), peer.uid())));
+        }
+        Ok(Self { stream, _alive: alive })
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_state_folder_has_one_supervisor() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("a/state");
+        let first = Lock::take(&state).unwrap();
+        let error = Lock::take(&state).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}, uses {}", std::process::id(), state.display())), "{error}");
+        drop(first);
+        Lock::take(&state).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_others_may_write_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = Lock::take(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("with mode 777"), "{error}");
+    }
+
+    #[test]
+    fn only_a_dead_socket_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let first = listen(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(listen(&path).unwrap_err().to_string().contains("somebody serves on"));
+        drop(first);
+        listen(&path).unwrap();
+    }
+}

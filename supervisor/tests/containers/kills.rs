@@ -1,0 +1,125 @@
+//! `kill -9` of the supervisor while it makes and removes containers: all of a container, or nothing of it.
+
+use std::{fs, thread, time::Duration};
+
+use runtime_v2_api::supervisor::{LaunchRequest, Phase};
+use ttrpc::Code;
+
+use super::world::{Refusal, World, shell, world};
+
+/// Stops at the point of its life that the file `stop` names, until that file is gone; the rest is the real shim's. What is
+/// named by `$0` stays on the command line, as with the real one.
+fn stoppable(world: &World) -> String {
+    let (real, stop) = (World::real_shim(), world.path("stop"));
+    let (real, stop) = (real.display(), stop.display());
+    format!(
+        "#!/bin/bash\n\
+         for action; do :; done\n\
+         wait_at() {{ while [ \"$(cat {stop} 2>/dev/null)\" = \"$1\" ]; do touch {stop}.there; sleep 0.01; done; }}\n\
+         wait_at before-$action\n\
+         {real} \"$@\"\n\
+         status=$?\n\
+         wait_at after-$action\n\
+         exit $status\n"
+    )
+}
+
+/// Sends a request and goes away, which is what a killed supervisor looks like to its client.
+fn begin(world: &World, request: &LaunchRequest) -> thread::JoinHandle<Result<(), Refusal>> {
+    let (address, request) = (world.address(), request.clone());
+    thread::Builder::new().spawn(move || World::launch_at(&address, &request)).unwrap()
+}
+
+#[test]
+fn a_launch_that_is_killed_while_the_shim_is_started_leaves_nothing() {
+    let Some(mut world) = world() else { return };
+    world.kill();
+    world.replace_shim(&stoppable(&world));
+    for point in ["before-start", "after-start"] {
+        fs::write(world.path("stop"), point).unwrap();
+        world.start();
+        let client = begin(&world, &shell("web-1", "true"));
+        world.until("there", |world| world.path("stop.there").exists());
+        // `start`, and with it perhaps a shim, outlives the supervisor.
+        world.kill();
+        let refused = client.join().unwrap().unwrap_err();
+        assert_eq!(refused.code, Code::UNAVAILABLE, "{}", refused.text);
+        world.start();
+        world.until("cleaned up", |world| world.list().0.is_empty());
+        world.is_clean().unwrap();
+        fs::remove_file(world.path("stop")).unwrap();
+        fs::remove_file(world.path("stop.there")).unwrap();
+        world.kill();
+    }
+    world.start();
+    assert_eq!(world.events(), Vec::<String>::new());
+    world.close();
+}
+
+#[test]
+fn a_client_that_goes_away_leaves_nothing() {
+    let Some(mut world) = world() else { return };
+    world.kill();
+    world.replace_shim(&stoppable(&world));
+    fs::write(world.path("stop"), "before-start").unwrap();
+    world.start();
+    let refused =
+        World::launch_with(&world.address(), &shell("web-1", "true"), Duration::from_millis(300)).unwrap_err();
+    assert!(matches!(refused.code, Code::DEADLINE_EXCEEDED | Code::UNAVAILABLE), "{refused:?}");
+    world.until("cleaned up", |world| world.list().0.is_empty());
+    world.is_clean().unwrap();
+    fs::remove_file(world.path("stop")).unwrap();
+    world.launch(&shell("web-1", "true")).unwrap();
+    world.close();
+}
+
+/// Kills at ever later moments of a launch, a start and a removal, until none of them is hit any more.
+#[test]
+fn a_supervisor_killed_at_any_moment_leaves_all_or_nothing() {
+    let Some(mut world) = world() else { return };
+    let (mut kills, mut whole, mut none) = (0, 0, 0);
+    for delay in (0..120).step_by(4).map(Duration::from_millis) {
+        let id = format!("web-{}", delay.as_millis());
+        let client = begin(&world, &shell(&id, "while :; do sleep 1; done"));
+        thread::sleep(delay);
+        world.kill();
+        kills += 1;
+        let answered = client.join().unwrap().is_ok();
+        world.start();
+        world.until("over", |world| world.phase(&id) != Phase::LAUNCHING);
+        match world.get(&id) {
+            Ok(container) => {
+                whole += 1;
+                assert_eq!(container.phase.enum_value(), Ok(Phase::CREATED), "{container:?}");
+                world.start_task(&id);
+            }
+            Err(refused) => {
+                none += 1;
+                assert!(refused.code == Code::NOT_FOUND && !answered, "{refused:?}");
+                world.is_clean().unwrap();
+                continue;
+            }
+        }
+        // And its way out, as often as it takes.
+        let (address, gone) = (world.address(), id.clone());
+        let client = thread::Builder::new().spawn(move || World::remove_at(&address, &gone)).unwrap();
+        thread::sleep(delay);
+        world.kill();
+        kills += 1;
+        let removed = client.join().unwrap().is_ok();
+        world.start();
+        assert!(!removed || world.get(&id).is_err_and(|refused| refused.code == Code::NOT_FOUND));
+        match world.remove(&id, true) {
+            Ok(()) => {}
+            Err(refused) => assert_eq!(refused.code, Code::NOT_FOUND, "{}", refused.text),
+        }
+        world.is_clean().unwrap();
+    }
+    let events = world.events();
+    let count = |topic: &str| events.iter().filter(|event| *event == topic).count();
+    println!("{kills} kills; {whole} containers whole, {none} not at all; {} events", events.len());
+    assert!(whole > 0 && none > 0, "the moments were all before, or all after");
+    assert_eq!((count("create"), count("start")), (count("delete"), whole), "{events:?}");
+    assert_eq!(count("exit"), count("delete"), "{events:?}");
+    world.close();
+}
