@@ -49,16 +49,7 @@ pub struct Case {
 /// all, unless `ROOT_TESTS=must` forbids it.
 pub fn case(test: impl FnOnce(&Case)) {
     let name = thread::current().name().unwrap_or("test").to_owned();
-    let subject = match Subject::from_environment().and_then(|subject| able().map(|()| subject)) {
-        Ok(subject) => subject,
-        Err(reason) if env::var_os("ROOT_TESTS").is_some_and(|value| value == "must") => {
-            panic!("{name} cannot run, and ROOT_TESTS=must: {reason}")
-        }
-        Err(reason) => {
-            say_skipped(&name, &reason);
-            return;
-        }
-    };
+    let Some(subject) = subject(&name) else { return };
     let dir = tempfile::Builder::new().prefix("dunnage-").tempdir().expect("make the folder of the case");
     let case = Case::new(&dir, subject);
     let result = catch_unwind(AssertUnwindSafe(|| {
@@ -79,6 +70,20 @@ pub fn case(test: impl FnOnce(&Case)) {
     dir.close().expect("remove the folder of the case");
 }
 
+/// What is under test; none, and it is said so, where containers cannot be run at all.
+pub(crate) fn subject(test: &str) -> Option<Subject> {
+    match Subject::from_environment().and_then(|subject| able().map(|()| subject)) {
+        Ok(subject) => Some(subject),
+        Err(reason) if env::var_os("ROOT_TESTS").is_some_and(|value| value == "must") => {
+            panic!("{test} cannot run, and ROOT_TESTS=must: {reason}")
+        }
+        Err(reason) => {
+            say_skipped(test, &reason);
+            None
+        }
+    }
+}
+
 /// For a promise that only our shim makes: runs as [`case`], and against a reference says that it did not.
 pub fn case_of_ours(test: impl FnOnce(&Case)) {
     match Subject::from_environment() {
@@ -92,8 +97,18 @@ pub fn case_of_ours(test: impl FnOnce(&Case)) {
     }
 }
 
+/// For what systemd does: runs as [`case_of_ours`] where it runs the host. `DUNNAGE_TEST_SYSTEMD=must` says that it does.
+pub fn case_under_systemd(test: impl FnOnce(&Case)) {
+    if Path::new("/run/systemd/system").is_dir() {
+        return case_of_ours(test);
+    }
+    let must = env::var_os("DUNNAGE_TEST_SYSTEMD").is_some_and(|value| value == "must");
+    assert!(!must, "DUNNAGE_TEST_SYSTEMD=must, and systemd does not run this host");
+    say_skipped(thread::current().name().unwrap_or("test"), "systemd does not run this host");
+}
+
 /// Says it past the test runner, which keeps the output of tests that pass to itself.
-fn say_skipped(test: &str, reason: &str) {
+pub(crate) fn say_skipped(test: &str, reason: &str) {
     writeln!(io::stderr(), "SKIPPED {test}: {reason}").expect("write to stderr");
 }
 
@@ -338,7 +353,7 @@ impl Case {
 
     /// What should not be there, once what is ending has ended.
     pub fn residue(&self) -> Vec<String> {
-        self.residue_after(residue::GRACE)
+        self.residue_after(residue::grace())
     }
 
     /// What should not be there, for things that have `grace` to go.

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     Case, Terminal,
     process::{self, Pidfd},
-    wait::{PATIENCE, Transcript},
+    wait::{Transcript, patience},
 };
 
 /// How a command went.
@@ -155,7 +155,7 @@ impl Foreground {
     /// Waits for it to end.
     pub fn wait(mut self) -> Outcome {
         let pidfd = Pidfd::open(self.child.id()).expect("a child that was not waited for");
-        let ended = pidfd.ended_within(PATIENCE);
+        let ended = pidfd.ended_within(patience());
         assert!(ended, "ctr goes on; stdout: {}\nstderr: {}", self.stdout().text(), self.stderr().text());
         let status = self.child.wait().expect("wait for ctr");
         let code = status.code().unwrap_or(-1);
@@ -179,13 +179,29 @@ impl Drop for Foreground {
 
 /// Runs `command` to its end, with its output in `place`.
 pub(crate) fn output(mut command: Command, place: PathBuf) -> Outcome {
+    command.stdin(Stdio::null());
+    spawn(command, place).wait()
+}
+
+/// Starts `command` with its output in `place`, and its stdin as it is set.
+pub(crate) fn spawn(mut command: Command, place: PathBuf) -> Foreground {
     let file = |name: &str| fs::File::create_new(place.join(name)).expect("make an output file");
-    command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr"));
-    let child = command.spawn().expect("start ctr");
-    Foreground { child, stdin: None, place }.wait()
+    let mut child = command.stdout(file("stdout")).stderr(file("stderr")).spawn().expect("start a command");
+    let stdin = child.stdin.take();
+    Foreground { child, stdin, place }
 }
 
 /// The namespaces of `pid` as a path for `--with-ns`.
 pub fn namespace_of(pid: u32, kind: &str) -> String {
     Path::new("/proc").join(pid.to_string()).join("ns").join(kind).display().to_string()
+}
+
+/// Starts `command` on `terminal`.
+pub(crate) fn spawn_on(mut command: Command, terminal: &Terminal, place: PathBuf) -> Foreground {
+    for name in ["stdout", "stderr"] {
+        fs::File::create_new(place.join(name)).expect("make an output file");
+    }
+    let side = || terminal.inner();
+    let child = command.stdin(side()).stdout(side()).stderr(side()).spawn().expect("start a command");
+    Foreground { child, stdin: None, place }
 }

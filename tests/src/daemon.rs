@@ -11,7 +11,7 @@ use std::{
 use crate::{
     process::{self, Pidfd},
     subject::{Subject, find_program},
-    wait::Transcript,
+    wait::{Transcript, slowly},
 };
 
 /// The folder of a case, and what is where in it.
@@ -100,7 +100,7 @@ impl Daemon {
     pub(crate) fn stop(&mut self) {
         let pidfd = Pidfd::open(self.pid()).expect("containerd runs");
         process::terminate(self.pid());
-        let ended = pidfd.ended_within(Duration::from_secs(20));
+        let ended = pidfd.ended_within(slowly(Duration::from_secs(20)));
         if !ended {
             self.containerd.kill().expect("kill containerd");
         }

@@ -9,7 +9,7 @@
 //!
 //! A containerd starts in some 50 ms, so nothing is shared and all tests may run at the same time: everything of a case
 //! carries the case's own name, and nothing else is looked at. Waiting is for a pidfd, an inotify watch or a reply, or,
-//! where nothing announces what is waited for, [`eventually`]; it gives up after [`PATIENCE`] with what was seen until
+//! where nothing announces what is waited for, [`eventually`]; it gives up after [`patience`] with what was seen until
 //! then. No test asserts how long something took.
 //!
 //! What the environment may say:
@@ -18,8 +18,10 @@
 //! |---|---|---|
 //! | `DUNNAGE_TEST_RUNTIME` | the runtime under test; `io.containerd.runc.v2` runs the tests against the reference | `io.containerd.dunnage.v2` |
 //! | `DUNNAGE_TEST_SHIM` | the shim's binary | `containerd-shim-dunnage-v2` of the release build in this target folder |
+//! | `DUNNAGE_TEST_SLOW` | how many times longer to wait before something counts as lost | 1 |
 //! | `ROOT_TESTS` | `must`: a test that cannot run here fails | skip, and say so |
 
+pub mod alone;
 mod case;
 pub mod cgroup;
 mod client;
@@ -33,10 +35,11 @@ mod subject;
 mod terminal;
 mod wait;
 
-pub use case::{Case, case, case_of_ours};
+pub use alone::{Alone, Cli, alone};
+pub use case::{Case, case, case_of_ours, case_under_systemd};
 pub use client::{Foreground, Outcome, Run, namespace_of};
 pub use events::Event;
 pub use image::IMAGE;
 pub use subject::Subject;
 pub use terminal::Terminal;
-pub use wait::{PATIENCE, Transcript, eventually, readable};
+pub use wait::{Transcript, eventually, patience, readable};

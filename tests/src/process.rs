@@ -11,7 +11,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::wait::{PATIENCE, readable};
+use crate::wait::{patience, readable};
 
 /// A process that was seen in `/proc`.
 #[derive(Clone, Debug)]
@@ -106,7 +106,7 @@ impl Pidfd {
 
 /// Waits until `pid` has ended.
 pub fn wait_for_end(pid: u32) {
-    let ended = Pidfd::open(pid).is_none_or(|pidfd| pidfd.ended_within(PATIENCE));
+    let ended = Pidfd::open(pid).is_none_or(|pidfd| pidfd.ended_within(patience()));
     assert!(ended, "process {pid} ({}) goes on", command(pid));
 }
 

@@ -10,13 +10,15 @@ use std::{
 use nix::mount::{MntFlags, umount2};
 use sha2::{Digest, Sha256};
 
-use crate::{cgroup, daemon::Layout, process};
+use crate::{cgroup, daemon::Layout, process, wait::slowly};
 
 /// Where containerd 1.6 to 2.2 has its shims' sockets, whatever its `state` setting says.
 const SOCKETS: &str = "/run/containerd/s";
 
 /// How long things may take to be gone after the last reply of containerd: a shim ends after it has answered.
-pub(crate) const GRACE: Duration = Duration::from_secs(15);
+pub(crate) fn grace() -> Duration {
+    slowly(Duration::from_secs(15))
+}
 
 /// The socket of the shim that runs `id` (or the group of that name): the address is a hash, by the contract.
 pub fn socket(address: &Path, namespace: &str, id: &str) -> PathBuf {
@@ -38,11 +40,7 @@ pub(crate) struct Expected<'a> {
 /// Looks everywhere; each text is one thing that should not be there.
 pub(crate) fn find(expected: &Expected<'_>) -> Vec<String> {
     let name = expected.name;
-    let mut found: Vec<String> = processes(expected).iter().map(ToString::to_string).collect();
-    found.extend(mounts(name).iter().map(|path| format!("mount on {path}")));
-    let groups = cgroup::carrying(name);
-    let inner = groups.iter().filter(|dir| dir.file_name().is_none_or(|own| own != name));
-    found.extend(inner.map(|dir| format!("cgroup {}", dir.display())));
+    let mut found = find_in_kernel(name, &expected.ours, expected.grace);
     for id in &expected.ids {
         let socket = socket(&expected.layout.address(), name, id);
         if socket.exists() {
@@ -58,12 +56,26 @@ pub(crate) fn find(expected: &Expected<'_>) -> Vec<String> {
     found
 }
 
+/// Processes, mounts and cgroups that carry `name`.
+pub(crate) fn find_named(name: &str, ours: &[u32]) -> Vec<String> {
+    find_in_kernel(name, ours, grace())
+}
+
+fn find_in_kernel(name: &str, ours: &[u32], grace: Duration) -> Vec<String> {
+    let mut found: Vec<String> = processes(name, ours, grace).iter().map(ToString::to_string).collect();
+    found.extend(mounts(name).iter().map(|path| format!("mount on {path}")));
+    let groups = cgroup::carrying(name);
+    let inner = groups.iter().filter(|dir| dir.file_name().is_none_or(|own| own != name));
+    found.extend(inner.map(|dir| format!("cgroup {}", dir.display())));
+    found
+}
+
 /// Waits for the processes of the case to be gone; those that stay.
-fn processes(expected: &Expected<'_>) -> Vec<process::Process> {
-    let deadline = Instant::now() + expected.grace;
+fn processes(name: &str, ours: &[u32], grace: Duration) -> Vec<process::Process> {
+    let deadline = Instant::now() + grace;
     loop {
-        let mut left = process::carrying(expected.name);
-        left.retain(|process| !expected.ours.contains(&process.pid));
+        let mut left = process::carrying(name);
+        left.retain(|process| !ours.contains(&process.pid));
         let Some(first) = left.first() else { return left };
         if let Some(pidfd) = process::Pidfd::open(first.pid)
             && !pidfd.ended_within(deadline.saturating_duration_since(Instant::now()))
@@ -129,10 +141,18 @@ fn descriptors(expected: &Expected<'_>) -> Vec<String> {
 
 /// Removes what carries `name`, by force: after a failed test, and the empty folders of the namespace after each.
 pub(crate) fn sweep(layout: &Layout, name: &str, ids: &[String]) {
+    sweep_named(name);
+    for id in ids {
+        fs::remove_file(socket(&layout.address(), name, id)).ok();
+    }
+}
+
+/// The same where there was no containerd.
+pub(crate) fn sweep_named(name: &str) {
     let left = process::carrying(name);
     left.iter().for_each(|process| process::kill_hard(process.pid));
     for process in left {
-        if process::Pidfd::open(process.pid).is_some_and(|pidfd| !pidfd.ended_within(Duration::from_secs(1))) {
+        if process::Pidfd::open(process.pid).is_some_and(|pidfd| !pidfd.ended_within(slowly(Duration::from_secs(1)))) {
             println!("still there after SIGKILL: {process}");
         }
     }
@@ -145,8 +165,5 @@ pub(crate) fn sweep(layout: &Layout, name: &str, ids: &[String]) {
     }
     for dir in runtime_folders(name) {
         fs::remove_dir_all(dir).ok();
-    }
-    for id in ids {
-        fs::remove_file(socket(&layout.address(), name, id)).ok();
     }
 }

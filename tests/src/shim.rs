@@ -22,7 +22,7 @@ use ttrpc::{
     context::{Context, with_duration},
 };
 
-use crate::wait::PATIENCE;
+use crate::wait::patience;
 
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a tokio runtime")
@@ -49,7 +49,7 @@ impl Shim {
 
     /// Calls any method.
     pub fn ask<T>(&self, call: impl AsyncFnOnce(&TaskClient, Context) -> ttrpc::Result<T>) -> ttrpc::Result<T> {
-        self.runtime.block_on(call(&self.task, with_duration(PATIENCE)))
+        self.runtime.block_on(call(&self.task, with_duration(patience())))
     }
 
     /// `State` of a container, or of the exec `exec` in it.
@@ -214,7 +214,7 @@ impl Receiver {
                 more.await;
             }
         };
-        let waited = self.runtime.block_on(async { timeout(PATIENCE, enough).await });
+        let waited = self.runtime.block_on(async { timeout(patience(), enough).await });
         assert!(waited.is_ok(), "gave up waiting for {count} events: {:?}", self.topics());
         self.topics()
     }

@@ -12,9 +12,9 @@ use nix::{
     pty::{grantpt, posix_openpt, ptsname_r, unlockpt},
     sys::stat::Mode,
 };
-use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
+use rustix::termios::{LocalModes, OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
-use crate::wait::{PATIENCE, readable};
+use crate::wait::{patience, readable};
 
 /// Both ends of a pseudo terminal.
 pub struct Terminal {
@@ -48,6 +48,12 @@ impl Terminal {
         tcsetwinsize(&self.inner, size).expect("resize a terminal");
     }
 
+    /// Whether keys are shown as they are typed, which a terminal in raw mode does not do.
+    pub fn echoes(&self) -> bool {
+        let settings = tcgetattr(&self.inner).expect("read the settings of a terminal");
+        settings.local_modes.contains(LocalModes::ECHO)
+    }
+
     /// Types `text`.
     pub fn type_in(&mut self, text: &str) {
         self.user.write_all(text.as_bytes()).expect("type");
@@ -56,7 +62,7 @@ impl Terminal {
     /// Reads the screen until it shows `text`; all that was shown since the last call, to its end.
     #[track_caller]
     pub fn expect(&mut self, text: &str) -> String {
-        let Some(end) = self.find(text, PATIENCE) else {
+        let Some(end) = self.find(text, patience()) else {
             let last = &self.shown[self.shown.len().saturating_sub(500)..];
             panic!("gave up waiting for {text:?} on the terminal: {:?}", String::from_utf8_lossy(last));
         };

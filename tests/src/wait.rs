@@ -1,9 +1,10 @@
 //! Waiting for something to happen: on a descriptor where the kernel tells, and with a limit always.
 
 use std::{
-    fs,
+    env, fs,
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -14,7 +15,18 @@ use nix::{
 };
 
 /// How long a test waits for anything before it calls the thing lost. Far above what a loaded machine needs.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub fn patience() -> Duration {
+    slowly(Duration::from_secs(30))
+}
+
+/// A limit for a machine that is `DUNNAGE_TEST_SLOW` times slower than those the limits were set for, as a virtual one is.
+pub(crate) fn slowly(limit: Duration) -> Duration {
+    static FACTOR: LazyLock<u32> = LazyLock::new(|| match env::var("DUNNAGE_TEST_SLOW") {
+        Ok(text) => text.parse().expect("DUNNAGE_TEST_SLOW is a number"),
+        Err(_) => 1,
+    });
+    limit * *FACTOR
+}
 
 /// Waits until `fd` can be read (for a pidfd: until its process has ended). `false` if `deadline` came first.
 pub fn readable(fd: BorrowedFd<'_>, deadline: Instant) -> bool {
@@ -33,7 +45,7 @@ pub fn readable(fd: BorrowedFd<'_>, deadline: Instant) -> bool {
 /// Asks `probe` again and again until it has an answer. Only for states that nothing announces: a counter in a cgroup
 /// file, a line in `/proc`, a reply of an RPC. Everything else has a descriptor to wait on.
 pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     loop {
         if let Some(answer) = probe() {
             return answer;
@@ -62,7 +74,7 @@ impl Transcript {
 
     /// Waits until `probe` finds in the text what it looks for.
     pub fn find<T>(&self, what: &str, probe: impl Fn(&str) -> Option<T>) -> T {
-        self.find_within(PATIENCE, probe)
+        self.find_within(patience(), probe)
             .unwrap_or_else(|text| panic!("gave up waiting for {what} in {}:\n{text}", self.path.display()))
     }
 

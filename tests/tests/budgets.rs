@@ -64,6 +64,32 @@ fn a_shim_that_has_worked_weighs_no_more() {
 }
 
 #[test]
+fn a_shim_that_keeps_a_log_weighs_no_more() {
+    case_of_ours(|c| {
+        let (log, attach) = (c.path("log"), c.path("attach"));
+        let uri = format!("log://{}?attach={}&size=1000000&files=2", log.display(), attach.display());
+        c.idle("other", &[]);
+        let write = "seq 1 300000; sleep 1000";
+        c.run("weighed", ["sh", "-c", write]).flags(["--log-uri", &uri]).detached().ok();
+        dunnage_tests::eventually("the output to be kept", || {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            text.ends_with(" stdout F 300000\n").then_some(())
+        });
+        let shim = shim_of(c, "weighed");
+        let memory = settled(shim);
+        let descriptors = process::descriptors(shim);
+        println!("{memory:?}, {} descriptors", descriptors.len());
+        assert_eq!(process::status(shim, "Threads"), "1");
+        // Beside the others: the log, the attach socket, and a pipe for each output.
+        assert!(descriptors.len() <= DESCRIPTORS + 4, "{descriptors:#?}");
+        c.ctr(["task", "kill", "--signal", "SIGKILL", "weighed"]).ok();
+        c.exit_status("weighed", "weighed");
+        c.ctr(["task", "rm", "weighed"]).ok();
+        assert!(!attach.exists(), "the attach socket goes with the container");
+    });
+}
+
+#[test]
 fn the_shim_is_one_small_file() {
     case_of_ours(|c| {
         let size = fs::metadata(c.subject.shim()).expect("the shim's file").len();

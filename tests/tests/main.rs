@@ -1,6 +1,8 @@
 //! The end-to-end tests, one file a theme. What they stand on is in the library beside them.
 
 mod budgets;
+mod cli_run;
+mod cli_view;
 mod confinement;
 mod exec;
 mod exit;
@@ -18,5 +20,7 @@ mod oracle;
 mod pause;
 mod sharing;
 mod stdio;
+mod supervisor;
 mod survival;
+mod systemd;
 mod terminal;

@@ -19,9 +19,6 @@ fn a_foreign_runtime_is_refused_by_name() {
         assert_eq!(c.run("plain", ["echo", "on"]).flags(runc).output().ok(), "on");
         let outcome = c.run("foreign", ["true"]).flags(runc).flags(["--runc-binary", "crun"]).output();
         assert!(outcome.refused().contains("crun"), "{outcome:?}");
-        let flags = ["--runc-systemd-cgroup", "--cgroup", "a.slice:b:c"];
-        let outcome = c.run("systemd", ["true"]).flags(runc).flags(flags).output();
-        assert!(outcome.refused().contains("systemd"), "{outcome:?}");
     });
 }
 

@@ -1,11 +1,6 @@
 //! The judge is judged: what is left behind on purpose is found.
 
-use std::{
-    fs,
-    os::unix::{net::UnixListener, process::CommandExt},
-    process::Command,
-    time::Duration,
-};
+use std::{fs, os::unix::net::UnixListener, process::Command, time::Duration};
 
 use dunnage_tests::case;
 use nix::mount::{MsFlags, mount, umount};
@@ -65,7 +60,7 @@ fn each_kind_of_thing_left_behind_is_found() {
         assert!(found(c).contains(&format!("file {state}/left")));
         fs::remove_dir_all("/run/dunnage-oracle").expect("remove the state");
 
-        let mut process = Command::new("sleep").arg("1000").arg0(&c.name).spawn().expect("start a process");
+        let mut process = Command::new("sleep").arg("1000").env("CASE", &c.name).spawn().expect("start a process");
         assert!(found(c).contains(&format!("process {}", process.id())));
         process.kill().expect("kill it");
         process.wait().expect("wait for it");

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use dunnage_tests::{PATIENCE, case, eventually, process, readable};
+use dunnage_tests::{case, eventually, patience, process, readable};
 
 #[test]
 fn stdout_and_stderr_are_told_apart() {
@@ -51,7 +51,7 @@ fn a_gibibyte_comes_out_byte_for_byte() {
         let mut buffer = vec![0; 1 << 20];
         let mut at = 0;
         loop {
-            assert!(readable(reader.as_fd(), Instant::now() + PATIENCE), "no more output after {at} bytes");
+            assert!(readable(reader.as_fd(), Instant::now() + patience()), "no more output after {at} bytes");
             let count = reader.read(&mut buffer).expect("read the output");
             if count == 0 {
                 break;

@@ -1,0 +1,427 @@
+//! A world without containerd: a `dunnaged` of its own, and `dunnage` to speak to it.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    env,
+    ffi::OsString,
+    fs::{self, OpenOptions},
+    os::{
+        fd::AsFd as _,
+        unix::{fs::PermissionsExt as _, net::UnixDatagram, process::CommandExt as _},
+    },
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use runtime_v2_api::{
+    Payload, events as wire, forward,
+    supervisor::{Container, ListRequest, SubscribeRequest},
+    supervisor_ttrpc::SupervisorClient,
+    unpack,
+};
+use serde_json::json;
+use tokio::{runtime::Runtime, time::timeout};
+use ttrpc::{
+    asynchronous::Client,
+    context::{Context, with_duration},
+};
+
+use crate::{
+    Event, Foreground, Outcome, Terminal, Transcript, case, client, events, image, patience,
+    process::{self, Pidfd},
+    readable, residue,
+};
+
+/// One test's world.
+pub struct Alone {
+    /// The namespace of the test's containers, which nothing else on the machine has.
+    pub name: String,
+    dir: PathBuf,
+    /// Where the programs under test are.
+    programs: PathBuf,
+    daemon: RefCell<Option<Child>>,
+    flags: RefCell<Vec<OsString>>,
+    scratch: Cell<u32>,
+    heard_all: Cell<bool>,
+}
+
+/// Runs `test` in a world of its own, and judges what it left. Skips, and says so, where containers cannot be run at
+/// all, unless `ROOT_TESTS=must` forbids it.
+pub fn alone(test: impl FnOnce(&Alone)) {
+    let title = thread::current().name().unwrap_or("test").to_owned();
+    let Some(subject) = case::subject(&title) else { return };
+    if !subject.is_ours() {
+        return case::say_skipped(&title, &format!("{} has no supervisor", subject.runtime));
+    }
+    let dir = tempfile::Builder::new().prefix("dunnage-").tempdir().expect("make the folder of the case");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).expect("open the folder of the case");
+    let alone = Alone {
+        name: dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        dir: dir.path().to_owned(),
+        programs: subject.shim().parent().unwrap_or(Path::new("/")).to_owned(),
+        daemon: RefCell::default(),
+        flags: RefCell::default(),
+        scratch: Cell::new(0),
+        heard_all: Cell::new(true),
+    };
+    fs::write(alone.log_path(), "").expect("make a transcript");
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        alone.start();
+        test(&alone);
+        alone.judge();
+    }));
+    let record = alone.record();
+    alone.kill();
+    residue::sweep_named(&alone.name);
+    if let Err(panic) = result {
+        println!("{record}");
+        drop(dir.close());
+        resume_unwind(panic);
+    }
+    dir.close().expect("remove the folder of the case");
+}
+
+impl Alone {
+    /// A path in the case's own folder.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The supervisor's state folder.
+    pub fn state(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    /// The supervisor's root folder.
+    pub fn root(&self) -> PathBuf {
+        self.path("root")
+    }
+
+    /// The supervisor's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path("state/dunnaged.sock")
+    }
+
+    /// One of the programs under test.
+    pub fn program(&self, name: &str) -> PathBuf {
+        let path = self.programs.join(name);
+        assert!(path.is_file(), "no {}: build it with scripts/test", path.display());
+        path
+    }
+
+    /// A folder with busybox and the usual names for it.
+    pub fn root_folder(&self, name: &str) -> PathBuf {
+        let dir = self.path(name);
+        image::unpack(&dir);
+        dir
+    }
+
+    /// Further flags for the supervisor, from its next start on.
+    pub fn flags<S: Into<OsString>>(&self, flags: impl IntoIterator<Item = S>) {
+        *self.flags.borrow_mut() = flags.into_iter().map(Into::into).collect();
+    }
+
+    /// The supervisor's command, not started.
+    pub fn daemon(&self) -> Command {
+        let mut command = Command::new(self.program("dunnaged"));
+        let shim = self.program("containerd-shim-dunnage-v2");
+        command.arg("--state").arg(self.state()).arg("--root").arg(self.root()).arg("--shim").arg(shim);
+        command.args(&*self.flags.borrow());
+        // What a service manager gives, and no more; the name of the case marks what is started from there.
+        command.env_clear().env("PATH", env::var_os("PATH").unwrap_or_default()).env("DUNNAGE_TEST", &self.name);
+        command.process_group(0).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+
+    /// Starts a supervisor, and returns when it says that it is ready.
+    pub fn start(&self) {
+        let ready = self.path(format!("notify-{}", self.next()));
+        let notified = UnixDatagram::bind(&ready).expect("listen for readiness");
+        let log = OpenOptions::new().append(true).open(self.log_path()).expect("open the log");
+        let mut command = self.daemon();
+        let child = command.env("NOTIFY_SOCKET", &ready).stderr(log).spawn().expect("start dunnaged");
+        let pid = child.id();
+        assert!(self.daemon.borrow_mut().replace(child).is_none(), "a supervisor runs already");
+        let deadline = Instant::now() + patience();
+        let mut message = [0; 4096];
+        loop {
+            assert!(readable(notified.as_fd(), deadline), "dunnaged never got ready: {}", self.log().text());
+            let length = notified.recv(&mut message).expect("read a notification");
+            if message[..length].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
+                break;
+            }
+            assert!(process::lives(pid), "dunnaged ended: {}", self.log().text());
+        }
+        fs::remove_file(ready).expect("remove the notification socket");
+    }
+
+    /// The supervisor's pid.
+    pub fn pid(&self) -> u32 {
+        self.daemon.borrow().as_ref().expect("a supervisor runs").id()
+    }
+
+    /// Ends the supervisor with SIGKILL, if one runs.
+    pub fn kill(&self) {
+        if let Some(mut child) = self.daemon.borrow_mut().take() {
+            child.kill().expect("kill dunnaged");
+            child.wait().expect("wait for dunnaged");
+        }
+    }
+
+    /// Ends the supervisor as an operator does.
+    pub fn stop(&self) {
+        let mut child = self.daemon.borrow_mut().take().expect("a supervisor runs");
+        let pidfd = Pidfd::open(child.id()).expect("dunnaged runs");
+        process::terminate(child.id());
+        let ended = pidfd.ended_within(patience());
+        if !ended {
+            child.kill().expect("kill dunnaged");
+        }
+        let status = child.wait().expect("wait for dunnaged");
+        assert!(ended && status.success(), "dunnaged ends on SIGTERM: {status}, {}", self.log().text());
+    }
+
+    /// What the supervisor has logged.
+    pub fn log(&self) -> Transcript {
+        Transcript::new(&self.log_path())
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.path("dunnaged.log")
+    }
+
+    fn next(&self) -> u32 {
+        self.scratch.set(self.scratch.get() + 1);
+        self.scratch.get()
+    }
+
+    /// `dunnage`, in the namespace of the case, not started.
+    pub fn client<S: Into<OsString>>(&self, words: impl IntoIterator<Item = S>) -> Command {
+        self.cli().command(words)
+    }
+
+    /// What it takes to run `dunnage`, for other threads.
+    pub fn cli(&self) -> Cli {
+        Cli { program: self.program("dunnage"), socket: self.socket(), namespace: self.name.clone() }
+    }
+
+    /// `dunnage`, to its end.
+    pub fn dunnage<S: Into<OsString>>(&self, words: impl IntoIterator<Item = S>) -> Outcome {
+        let place = self.path(format!("out-{}", self.next()));
+        fs::create_dir(&place).expect("make a folder");
+        client::output(self.client(words), place)
+    }
+
+    /// `dunnage`, which goes on. Its stdin is a pipe.
+    pub fn spawn<S: Into<OsString>>(&self, words: impl IntoIterator<Item = S>) -> Foreground {
+        let place = self.path(format!("out-{}", self.next()));
+        fs::create_dir(&place).expect("make a folder");
+        let mut command = self.client(words);
+        command.stdin(Stdio::piped());
+        client::spawn(command, place)
+    }
+
+    /// `dunnage` on a terminal, which goes on.
+    pub fn spawn_on<S: Into<OsString>>(&self, terminal: &Terminal, words: impl IntoIterator<Item = S>) -> Foreground {
+        let place = self.path(format!("out-{}", self.next()));
+        fs::create_dir(&place).expect("make a folder");
+        client::spawn_on(self.client(words), terminal, place)
+    }
+
+    /// A container in the background that does nothing until it is killed.
+    pub fn idle(&self, id: &str) {
+        let script = "trap 'exit 15' TERM; while :; do sleep 3600 & wait $!; done";
+        self.dunnage(["run", "-d", "--name", id, "--", "sh", "-c", script]).ok();
+    }
+
+    /// Asks the supervisor itself.
+    pub fn ask<T>(&self, call: impl AsyncFnOnce(&SupervisorClient, Context) -> ttrpc::Result<T>) -> ttrpc::Result<T> {
+        let runtime = runtime();
+        let client = runtime.block_on(Client::connect(&format!("unix://{}", self.socket().display())))?;
+        let mut context = with_duration(patience());
+        context.set("containerd-namespace-ttrpc".to_owned(), vec![self.name.clone()]);
+        runtime.block_on(call(&SupervisorClient::new(client), context))
+    }
+
+    /// All containers, of all namespaces.
+    pub fn containers(&self) -> Vec<Container> {
+        let request = ListRequest { all_namespaces: true, ..ListRequest::default() };
+        self.ask(async |supervisor, context| supervisor.list(context, &request).await).expect("list").containers
+    }
+
+    /// A container that must be there.
+    pub fn container(&self, id: &str) -> Container {
+        self.containers().into_iter().find(|one| one.id == id).unwrap_or_else(|| panic!("no container {id}"))
+    }
+
+    /// The events after number `after`, with their numbers, until now.
+    pub fn events_after(&self, after: u64) -> Vec<(u64, Event)> {
+        let mut request = SubscribeRequest { until_now: true, all_namespaces: true, ..SubscribeRequest::default() };
+        request.set_after(after);
+        let read = async |supervisor: &SupervisorClient, context: Context| {
+            let mut stream = supervisor.subscribe(context, &request).await?;
+            let mut events = Vec::new();
+            while let Some(message) = stream.recv().await? {
+                let number = message.number;
+                events.extend(message.envelope.into_option().map(|envelope| (number, event(&envelope))));
+            }
+            Ok(events)
+        };
+        self.ask(read).expect("read the events")
+    }
+
+    /// All events that are kept.
+    pub fn events(&self) -> Vec<Event> {
+        self.events_after(0).into_iter().map(|(_, event)| event).collect()
+    }
+
+    /// Do not check at the end that no event is missing.
+    pub fn some_events_are_gone(&self) {
+        self.heard_all.set(false);
+    }
+
+    /// Removes what containers there are, and fails unless nothing is left and the events are in order.
+    fn judge(&self) {
+        for container in self.containers() {
+            let namespace = ["--namespace", &container.namespace];
+            self.dunnage(namespace.into_iter().chain(["rm", "--force", &container.id])).ok();
+        }
+        let residue = self.residue();
+        assert!(residue.is_empty(), "left behind:\n{}", residue.join("\n"));
+        if self.heard_all.get() {
+            let numbered = self.events_after(0);
+            let numbers: Vec<u64> = numbered.iter().map(|(number, _)| *number).collect();
+            assert!(numbers.is_sorted_by(|a, b| a + 1 == *b), "numbers with gaps or repetitions: {numbers:?}");
+            let events: Vec<Event> = numbered.into_iter().map(|(_, event)| event).collect();
+            let faults = events::check(&self.name, &events);
+            assert!(faults.is_empty(), "events out of order:\n{}", faults.join("\n"));
+        }
+        self.stop();
+        assert!(!self.socket().exists(), "the socket is left behind");
+    }
+
+    /// What should not be there when no container is.
+    pub fn residue(&self) -> Vec<String> {
+        let daemon: Vec<u32> = self.daemon.borrow().iter().map(Child::id).collect();
+        let mut found = residue::find_named(&self.name, &daemon);
+        let folders = ["state/book", "state/bundles", "state/runtime", "state/s", "state/unheard", "root/logs"];
+        for folder in folders {
+            found.extend(files(&self.path(folder)).iter().map(|path| format!("file {}", path.display())));
+        }
+        found
+    }
+
+    fn record(&self) -> String {
+        let mut text = format!("--- dunnaged\n{}\n", self.log().text());
+        for process in process::carrying(&self.name) {
+            text.push_str(&format!("{process}\n"));
+        }
+        text
+    }
+}
+
+/// How to reach a supervisor, from any thread.
+#[derive(Clone, Debug)]
+pub struct Cli {
+    program: PathBuf,
+    socket: PathBuf,
+    namespace: String,
+}
+
+impl Cli {
+    /// `dunnage`, in the namespace of the case, not started.
+    pub fn command<S: Into<OsString>>(&self, words: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(words.into_iter().map(Into::into)).stdin(Stdio::null());
+        command.env("DUNNAGE_ADDRESS", &self.socket).env("DUNNAGE_NAMESPACE", &self.namespace);
+        command
+    }
+
+    /// Adds the events to `heard` as they come, each once, over any number of lives of the supervisor, until `enough`.
+    pub fn follow(&self, heard: &mut Vec<(u64, Event)>, enough: impl Fn(&[(u64, Event)]) -> bool) {
+        let runtime = runtime();
+        while !enough(heard) {
+            // Fails while there is no supervisor, and when it is killed.
+            drop(runtime.block_on(self.hear(heard, &enough)));
+            // Nobody tells when the next one listens.
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    async fn hear(&self, heard: &mut Vec<(u64, Event)>, enough: impl Fn(&[(u64, Event)]) -> bool) -> ttrpc::Result<()> {
+        let client = Client::connect(&format!("unix://{}", self.socket.display())).await?;
+        let mut request = SubscribeRequest { all_namespaces: true, ..SubscribeRequest::default() };
+        request.set_after(heard.last().map_or(0, |(number, _)| *number));
+        let mut stream = SupervisorClient::new(client).subscribe(Context::default(), &request).await?;
+        while !enough(heard) {
+            // Now and then, to look whether it is enough.
+            let Ok(message) = timeout(Duration::from_millis(50), stream.recv()).await else { continue };
+            let Some(message) = message? else { return Ok(()) };
+            assert_eq!(message.lost, 0, "events are gone");
+            heard.extend(message.envelope.into_option().map(|envelope| (message.number, event(&envelope))));
+        }
+        Ok(())
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a tokio runtime")
+}
+
+/// All files and sockets below a folder; empty folders are nothing.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => found.extend(files(&entry.path())),
+            _ => found.push(entry.path()),
+        }
+    }
+    found
+}
+
+/// An event as the recorder of containerd's events would have read it.
+fn event(envelope: &forward::Envelope) -> Event {
+    fn read<M: Payload>(envelope: &forward::Envelope) -> M {
+        let message = unpack(&envelope.event).expect("a message of the right type");
+        message.unwrap_or_else(|| panic!("{} with {}", envelope.topic, envelope.event.type_url))
+    }
+    let message = match envelope.topic.rsplit('/').next() {
+        Some("create") => json!({ "container_id": read::<wire::TaskCreate>(envelope).container_id }),
+        Some("start") => json!({ "container_id": read::<wire::TaskStart>(envelope).container_id }),
+        Some("oom") => json!({ "container_id": read::<wire::TaskOOM>(envelope).container_id }),
+        Some("paused") => json!({ "container_id": read::<wire::TaskPaused>(envelope).container_id }),
+        Some("resumed") => json!({ "container_id": read::<wire::TaskResumed>(envelope).container_id }),
+        Some("exec-added") => {
+            let event: wire::TaskExecAdded = read(envelope);
+            json!({ "container_id": event.container_id, "exec_id": event.exec_id })
+        }
+        Some("exec-started") => {
+            let event: wire::TaskExecStarted = read(envelope);
+            json!({ "container_id": event.container_id, "exec_id": event.exec_id })
+        }
+        Some("exit") => {
+            let event: wire::TaskExit = read(envelope);
+            json!({ "container_id": event.container_id, "id": event.id, "exit_status": event.exit_status })
+        }
+        Some("delete") => {
+            let event: wire::TaskDelete = read(envelope);
+            json!({ "container_id": event.container_id, "id": event.id, "exit_status": event.exit_status })
+        }
+        _ => json!({}),
+    };
+    Event { namespace: envelope.namespace.clone(), topic: envelope.topic.clone(), message }
+}
+
+/// The number of containers by name, for messages.
+pub fn by_phase(containers: &[Container]) -> BTreeMap<String, usize> {
+    let mut phases = BTreeMap::new();
+    for container in containers {
+        *phases.entry(format!("{:?}", container.phase.enum_value_or_default())).or_default() += 1;
+    }
+    phases
+}

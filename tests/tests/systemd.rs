@@ -1,0 +1,193 @@
+//! Containers whose cgroups systemd makes, under containerd. They run where systemd runs the host, and anywhere else say
+//! that they do not: `scripts/vm systemd` is such a host.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use dunnage_tests::{Case, Run, case_of_ours, case_under_systemd, eventually, process};
+use serde_json::json;
+
+/// A container that is to be a unit of systemd.
+struct Unit<'c> {
+    case: &'c Case,
+    id: &'static str,
+    name: String,
+    flags: Vec<String>,
+}
+
+impl<'c> Unit<'c> {
+    fn new(case: &'c Case, id: &'static str) -> Self {
+        let options = case.file("options.toml", "SystemdCgroup = true");
+        let path = format!("system.slice:{}:{id}", case.name);
+        let name = format!("{}-{id}.scope", case.name);
+        let flags = ["--runtime-config-path".into(), options.display().to_string(), "--cgroup".into(), path];
+        Self { case, id, name, flags: flags.into() }
+    }
+
+    fn flags(&self) -> Vec<&str> {
+        self.flags.iter().map(String::as_str).collect()
+    }
+
+    fn run(&self, command: &[&str]) -> Run<'c> {
+        self.case.run(self.id, command).flags(self.flags())
+    }
+
+    fn property(&self, name: &str) -> String {
+        systemctl(&["show", "--value", "-p", name, &self.name])
+    }
+
+    /// The folder of its cgroup in the hierarchy by which systemd knows it.
+    fn folder(&self) -> PathBuf {
+        let path = self.property("ControlGroup");
+        assert!(path.ends_with(&self.name), "the unit has no cgroup: {path:?}");
+        let mounts = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup"];
+        let mount = mounts.map(Path::new).into_iter().find(|mount| mount.is_dir()).expect("cgroups");
+        mount.join(path.trim_start_matches('/'))
+    }
+
+    /// Neither systemd, not even as failed, nor the kernel knows of it.
+    fn is_gone(&self) {
+        assert_eq!(systemctl(&["list-units", "--all", "--no-legend", "--plain", &self.name]), "");
+        let found = Command::new("find").args(["/sys/fs/cgroup", "-name", &self.name]).output().expect("find");
+        assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    }
+}
+
+fn systemctl(args: &[&str]) -> String {
+    let output = Command::new("systemctl").args(args).output().expect("systemctl");
+    String::from_utf8(output.stdout).expect("text").trim().to_owned()
+}
+
+#[test]
+fn a_container_lives_as_a_scope() {
+    case_under_systemd(|c| {
+        let unit = Unit::new(c, "scoped");
+        let pid = c.idle("scoped", &[unit.flags(), vec!["--memory-limit", "67108864"]].concat());
+        for (property, value) in
+            [("ActiveState", "active"), ("Slice", "system.slice"), ("Delegate", "yes"), ("Result", "success")]
+        {
+            assert_eq!(unit.property(property), value, "{property}");
+        }
+        let limit = || format!("{}{}", unit.property("MemoryMax"), unit.property("MemoryLimit"));
+        assert!(limit().contains("67108864"), "{}", limit());
+        let inside = || fs::read_to_string(unit.folder().join("cgroup.procs")).expect("read cgroup.procs");
+        assert!(inside().lines().any(|line| line == pid.to_string()), "{pid} is not among {}", inside());
+        // As any container from here on.
+        assert_eq!(c.exec("scoped", "look", ["echo", "on"]).output().ok(), "on");
+        c.ctr(["task", "pause", "scoped"]).ok();
+        c.ctr(["task", "resume", "scoped"]).ok();
+        let shim = c.shim("scoped");
+        shim.update("scoped", &json!({ "memory": { "limit": 50_331_648 }, "pids": { "limit": 40 } })).expect("update");
+        assert!(limit().contains("50331648"), "{}", limit());
+        assert_eq!(unit.property("TasksMax"), "40");
+        systemctl(&["daemon-reload"]);
+        assert_eq!(fs::read_to_string(file(&unit, "pids", "pids.max")).expect("read pids.max").trim(), "40");
+        let metrics = c.ctr(["task", "metrics", "scoped"]);
+        assert!(metrics.ok().contains("memory"), "{metrics:?}");
+        c.remove("scoped");
+        unit.is_gone();
+    });
+}
+
+/// A file of one controller, wherever that is.
+fn file(unit: &Unit<'_>, controller: &str, name: &str) -> PathBuf {
+    let v1 = Path::new("/sys/fs/cgroup").join(controller);
+    let mount = if v1.is_dir() { v1 } else { "/sys/fs/cgroup".into() };
+    mount.join(unit.property("ControlGroup").trim_start_matches('/')).join(name)
+}
+
+#[test]
+fn runcs_flags_mean_the_same() {
+    case_under_systemd(|c| {
+        let unit = Unit::new(c, "flagged");
+        std::os::unix::fs::symlink(c.subject.shim(), c.path("bin/containerd-shim-runc-v2")).expect("a second name");
+        let flags = ["--runtime", "io.containerd.runc.v2", "--runc-systemd-cgroup", "--cgroup", unit.flags()[3]];
+        c.run("flagged", ["sleep", "1000"]).flags(flags).detached().ok();
+        assert_eq!(unit.property("ActiveState"), "active");
+        c.remove("flagged");
+        unit.is_gone();
+    });
+}
+
+#[test]
+fn a_name_is_free_when_its_container_is_gone() {
+    case_under_systemd(|c| {
+        let unit = Unit::new(c, "again");
+        for number in 0..5 {
+            assert_eq!(unit.run(&["echo", &number.to_string()]).output().ok(), number.to_string());
+            unit.is_gone();
+        }
+    });
+}
+
+#[test]
+fn out_of_memory_in_a_scope_is_told_before_the_exit() {
+    case_under_systemd(|c| {
+        for _ in 0..5 {
+            let unit = Unit::new(c, "greedy");
+            // What is read stays in memory until its newline comes, which never does.
+            let run = unit.run(&["sh", "-c", "tail /dev/zero"]).flags(["--memory-limit", "16777216"]);
+            let outcome = run.output();
+            assert_eq!(outcome.code, 137, "{outcome:?}");
+            unit.is_gone();
+        }
+        let told = c.events().into_iter().filter(|event| event.topic == "/tasks/oom").count();
+        assert_eq!(told, 5);
+    });
+}
+
+#[test]
+fn a_scope_whose_shim_was_killed_is_gone_with_its_container() {
+    case_under_systemd(|c| {
+        let unit = Unit::new(c, "orphan");
+        c.idle("orphan", &unit.flags());
+        let shim = c.shim("orphan").identify("orphan").expect("identify").shim_pid;
+        process::kill_hard(shim);
+        c.exit_status("orphan", "orphan");
+        eventually("the unit to be gone", || (unit.property("ActiveState") == "inactive").then_some(()));
+        c.remove("orphan");
+        unit.is_gone();
+    });
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_unit() {
+    case_under_systemd(|c| {
+        let unit = Unit::new(c, "missing");
+        let outcome = unit.run(&["/no/such/program"]).output();
+        assert!(outcome.refused().contains("/no/such/program"), "{outcome:?}");
+        c.ctr(["container", "rm", "missing"]);
+        unit.is_gone();
+        // A name that is taken stays whose it is.
+        let unit = Unit::new(c, "taken");
+        let mut other = Command::new("systemd-run")
+            .args(["--scope", "--unit", &unit.name, "sleep", "1000"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("systemd-run");
+        eventually("the other unit", || (unit.property("ActiveState") == "active").then_some(()));
+        let outcome = unit.run(&["true"]).output();
+        assert!(outcome.refused().contains("choose another linux.cgroupsPath"), "{outcome:?}");
+        assert_eq!(unit.property("ActiveState"), "active");
+        other.kill().expect("kill");
+        other.wait().expect("wait");
+        c.ctr(["container", "rm", "taken"]);
+        eventually("the other unit to be gone", || (unit.property("ActiveState") != "active").then_some(()));
+    });
+}
+
+#[test]
+fn where_systemd_does_not_run_the_host_its_cgroups_are_refused() {
+    if Path::new("/run/systemd/system").is_dir() {
+        return; // the tests above say what is there instead
+    }
+    case_of_ours(|c| {
+        let unit = Unit::new(c, "alone");
+        let outcome = unit.run(&["true"]).output();
+        assert!(outcome.refused().contains("there is no systemd to ask ("), "{outcome:?}");
+    });
+}
