@@ -18,7 +18,7 @@ fn facts() -> Facts {
     Facts {
         id: "0123456789ab".to_owned(),
         namespace: "default".to_owned(),
-        cwd: "/work".into(),
+        cwd: "/here".into(),
         user: User { uid: 0, gid: 0, groups: Vec::new(), home: "/root".to_owned() },
         environment: [("TERM", "xterm-256color"), ("EDITOR", "vi")].map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec(),
         cgroup_v2: true,
