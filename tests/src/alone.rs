@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
     env,
     ffi::OsString,
     fs::{self, OpenOptions},
@@ -415,13 +414,4 @@ fn event(envelope: &forward::Envelope) -> Event {
         _ => json!({}),
     };
     Event { namespace: envelope.namespace.clone(), topic: envelope.topic.clone(), message }
-}
-
-/// The number of containers by name, for messages.
-pub fn by_phase(containers: &[Container]) -> BTreeMap<String, usize> {
-    let mut phases = BTreeMap::new();
-    for container in containers {
-        *phases.entry(format!("{:?}", container.phase.enum_value_or_default())).or_default() += 1;
-    }
-    phases
 }
