@@ -144,7 +144,6 @@ async fn ask_all(ground: Arc<Ground>, names: Vec<Arc<Name>>) {
 
 async fn ask(ground: &Ground, name: Arc<Name>) {
     let answer = ground.state(&name).await;
-    ground.shims.hang_up(&name);
     match answer {
         Ok((phase, pid)) => ground.book.told(&name, phase, pid),
         // A client has deleted it past us. What is there to do is told by its exit event.

@@ -1,11 +1,14 @@
-//! The shims that live: their pidfds, and connections to them. A connection is opened when it is needed and closed when it
-//! was not for a while: kept open, a thousand of them would cost megabytes.
+//! The shims that live: their pidfds, and connections to them. A connection is opened when it is needed, and a few are kept
+//! for a while when they are not: a thousand of them would cost megabytes.
 
 use std::{
     collections::HashMap,
     io,
     os::fd::{AsFd as _, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -28,8 +31,9 @@ use ttrpc::{
 
 use crate::{book::Name, fault::Fault, sys};
 
-/// How long a connection is kept that nobody uses.
+/// How long a connection is kept that nobody uses, and so long as no more than these are open.
 const IDLE: Duration = Duration::from_secs(10);
+const KEPT: usize = 16;
 /// How many pidfds are looked at in one go.
 const BATCH: usize = 64;
 /// The service that every shim has.
@@ -44,6 +48,11 @@ struct Shared {
     /// Holds every pidfd, by the number of its shim: a thousand registrations with tokio's own would be ten times as large.
     epoll: Epoll,
     names: Mutex<(u64, HashMap<u64, Arc<Name>>)>,
+    idle: Duration,
+    /// Each connection has a copy.
+    open: Arc<()>,
+    /// Somebody looks after idle connections.
+    swept: AtomicBool,
 }
 
 struct Shim {
@@ -57,15 +66,28 @@ struct Shim {
 
 struct Connection {
     client: Client,
-    /// Calls that are under way.
-    calls: usize,
+    /// Each call that is under way has a copy.
+    calls: Arc<()>,
     last: Instant,
+    _open: Arc<()>,
+}
+
+impl Connection {
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.calls) == 1
+    }
 }
 
 impl Shims {
     pub(crate) fn new() -> io::Result<Self> {
+        Self::keeping(IDLE)
+    }
+
+    /// Connections are kept for so long.
+    fn keeping(idle: Duration) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        Ok(Self(Arc::new(Shared { shims: Mutex::default(), epoll, names: Mutex::default() })))
+        let (shims, names, open) = (Mutex::default(), Mutex::default(), Arc::default());
+        Ok(Self(Arc::new(Shared { shims, epoll, names, idle, open, swept: AtomicBool::new(false) })))
     }
 
     fn shims(&self) -> MutexGuard<'_, HashMap<Arc<Name>, Shim>> {
@@ -162,7 +184,7 @@ impl Shims {
 
     /// Sends a request to the container's shim as it is, and brings back the answer as it is.
     pub(crate) async fn request(&self, name: &Arc<Name>, request: Request) -> Result<Response, Fault> {
-        let call = self.call(name).await?;
+        let mut call = self.call(name).await?;
         match call.client.request(request).await {
             Ok(response) => Ok(response),
             Err(ttrpc::Error::RpcStatus(status)) => Err(Fault::Status(status)),
@@ -208,9 +230,8 @@ impl Shims {
         let address = {
             let mut shims = self.shims();
             let shim = shims.get_mut(name).ok_or_else(gone)?;
-            if let Some(connection) = &mut shim.connection {
-                connection.calls += 1;
-                return Ok(Call { shims: self.clone(), name: name.clone(), client: connection.client.clone() });
+            if let Some(connection) = &shim.connection {
+                return Ok(Call::over(connection, self, name));
             }
             shim.address.clone()
         };
@@ -225,38 +246,29 @@ impl Shims {
         let mut shims = self.shims();
         let shim = shims.get_mut(name).ok_or_else(gone)?;
         // Somebody else may have been faster.
-        let connection = shim.connection.get_or_insert(Connection { client, calls: 0, last: Instant::now() });
-        connection.calls += 1;
-        if connection.calls == 1 {
-            tokio::spawn(self.clone().close_when_idle(name.clone()));
+        let (calls, last, _open) = (Arc::default(), Instant::now(), self.0.open.clone());
+        let connection = shim.connection.get_or_insert_with(|| Connection { client, calls, last, _open });
+        if !self.0.swept.swap(true, Ordering::Relaxed) {
+            tokio::spawn(self.clone().sweep());
         }
-        Ok(Call { shims: self.clone(), name: name.clone(), client: connection.client.clone() })
+        Ok(Call::over(connection, self, name))
     }
 
-    /// Closes the connection to a shim once nobody has used it for a while; ends with it.
-    async fn close_when_idle(self, name: Arc<Name>) {
-        loop {
-            sleep(IDLE).await;
-            let mut shims = self.shims();
-            let Some(shim) = shims.get_mut(&name) else { return };
-            match &shim.connection {
-                None => return,
-                Some(connection) if connection.calls == 0 && connection.last.elapsed() >= IDLE => {
-                    shim.connection = None;
-                    return;
-                }
-                Some(_) => {}
+    /// How many connections are open.
+    fn open(&self) -> usize {
+        Arc::strong_count(&self.0.open) - 1
+    }
+
+    /// Closes the connections that nobody has used for a while. Ends when there are none, and gives back what they took.
+    async fn sweep(self) {
+        while self.open() > 0 {
+            sleep(self.0.idle).await;
+            for shim in self.shims().values_mut() {
+                shim.connection.take_if(|connection| connection.is_idle() && connection.last.elapsed() >= self.0.idle);
             }
         }
-    }
-
-    /// Closes the connection to a shim that is not asked any more for the time being.
-    pub(crate) fn hang_up(&self, name: &Name) {
-        if let Some(shim) = self.shims().get_mut(name)
-            && shim.connection.as_ref().is_some_and(|connection| connection.calls == 0)
-        {
-            shim.connection = None;
-        }
+        self.0.swept.store(false, Ordering::Relaxed);
+        sys::trim();
     }
 }
 
@@ -265,12 +277,30 @@ struct Call {
     shims: Shims,
     name: Arc<Name>,
     client: Client,
+    /// Taken when the call ends.
+    calls: Option<Arc<()>>,
 }
 
 impl Call {
+    fn over(connection: &Connection, shims: &Shims, name: &Arc<Name>) -> Self {
+        let (client, calls) = (connection.client.clone(), Some(connection.calls.clone()));
+        Self { shims: shims.clone(), name: name.clone(), client, calls }
+    }
+
     /// The next call needs a new connection.
-    fn broken(&self) {
-        if let Some(shim) = self.shims.shims().get_mut(&self.name) {
+    fn broken(&mut self) {
+        self.end(true);
+    }
+
+    /// There may be another connection by now, which is nothing to us.
+    fn end(&mut self, broken: bool) {
+        let Some(calls) = self.calls.take() else { return };
+        let mut shims = self.shims.shims();
+        let Some(shim) = shims.get_mut(&self.name) else { return };
+        let Some(connection) = shim.connection.as_mut().filter(|one| Arc::ptr_eq(&one.calls, &calls)) else { return };
+        drop(calls);
+        connection.last = Instant::now();
+        if broken || (connection.is_idle() && self.shims.open() > KEPT) {
             shim.connection = None;
         }
     }
@@ -278,10 +308,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if let Some(Shim { connection: Some(connection), .. }) = self.shims.shims().get_mut(&self.name) {
-            connection.calls = connection.calls.saturating_sub(1);
-            connection.last = Instant::now();
-        }
+        self.end(false);
     }
 }
 
@@ -368,8 +395,35 @@ mod tests {
             drop(server);
             let _server = serve(&path).await;
             assert!(state(&shims, &name).await.is_ok(), "by a new connection");
-            shims.hang_up(&name);
-            assert!(shims.shims()[&name].connection.is_none());
+            assert_eq!(shims.open(), 1, "kept for the next");
+        });
+    }
+
+    #[test]
+    fn few_connections_are_kept_and_none_for_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let shims = Shims::keeping(Duration::from_millis(20)).unwrap();
+            let _server = serve(&path).await;
+            let names: Vec<_> =
+                (0..3 * KEPT).map(|number| Name::new("default", &format!("web-{number}")).unwrap()).collect();
+            for name in &names {
+                shims.add(name, path.to_str().unwrap());
+            }
+            // All at once, so that as many are open.
+            futures::future::join_all(names.iter().map(|name| async { state(&shims, name).await.unwrap() })).await;
+            assert_eq!(shims.open(), KEPT);
+            let swept = async {
+                while shims.0.swept.load(Ordering::Relaxed) {
+                    sleep(Duration::from_millis(1)).await
+                }
+            };
+            timeout(Duration::from_secs(10), swept).await.expect("none is kept for ever");
+            assert_eq!(shims.open(), 0);
+            state(&shims, &names[0]).await.unwrap();
+            assert!(shims.0.swept.load(Ordering::Relaxed), "and again");
         });
     }
 
