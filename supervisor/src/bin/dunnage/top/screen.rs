@@ -88,3 +88,54 @@ fn area() -> Rect {
     let (width, height) = size().unwrap_or((80, 24));
     Rect::new(0, 0, width, height)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+    use std::process::Command;
+
+    use nix::pty::{OpenptyResult, openpty};
+    use nix::sys::termios::{LocalFlags, tcgetattr};
+
+    use super::*;
+    use crate::session::block_on;
+
+    /// Set for the process that is to panic.
+    const PANICS: &str = "DUNNAGE_TEST_PANICS";
+
+    /// As everywhere in the binaries: a panic drops nothing, and ends the process.
+    extern "C" fn panic_and_abort() {
+        panic!("the reason");
+    }
+
+    #[test]
+    fn a_panic_gives_the_terminal_back_before_it_says_why() {
+        if std::env::var_os(PANICS).is_some() {
+            let panicked = block_on(async {
+                let mut screen = Screen::open()?;
+                screen.draw(|frame| frame.render_widget("drawn", frame.area()))?;
+                panic_and_abort();
+                Ok(())
+            });
+            unreachable!("{panicked:?}");
+        }
+        let OpenptyResult { master, slave } = openpty(None, None).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let name = "top::screen::tests::a_panic_gives_the_terminal_back_before_it_says_why";
+        command.args(["--exact", "--nocapture", name]).env(PANICS, "1");
+        let [stdin, stdout] = [slave.try_clone().unwrap(), slave.try_clone().unwrap()];
+        let mut child = command.stdin(stdin).stdout(stdout).stderr(slave).spawn().unwrap();
+        drop(command);
+        let mut reader = File::from(master);
+        let mut shown = Vec::new();
+        // With an error, once nobody has the other end any more.
+        drop(reader.read_to_end(&mut shown));
+        assert!(!child.wait().unwrap().success());
+        assert!(tcgetattr(&reader).unwrap().local_flags.contains(LocalFlags::ECHO), "no longer raw");
+        let shown = String::from_utf8_lossy(&shown);
+        let at = |what| shown.find(what).unwrap_or_else(|| panic!("no {what:?} in {shown:?}"));
+        assert!(at("\x1b[?1049h") < at("drawn") && at("drawn") < at("\x1b[?1049l"), "{shown:?}");
+        assert!(at("\x1b[?1049l") < at("the reason"), "said on the first screen: {shown:?}");
+    }
+}
