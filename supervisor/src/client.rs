@@ -19,20 +19,20 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
     sync::watch,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 use ttrpc::{Code, asynchronous::transport::Socket, context::Context};
 
-use crate::watch::{AddWatchFlags, Watch};
+use crate::{
+    traffic::GOING,
+    watch::{AddWatchFlags, Watch},
+};
 
 /// The key of the namespace in a call's metadata, as containerd has it.
 const NAMESPACE: &str = "containerd-namespace-ttrpc";
 
 /// How long a supervisor that went away may take to be back: what a service manager takes to start it again, and more.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long a supervisor that says it is going away may take to do so.
-const LEAVE: Duration = Duration::from_secs(2);
 
 /// Nobody tells that a socket that is there is listened to from now on, so it is looked at again after so long.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -79,6 +79,15 @@ impl CallError {
         match self {
             CallError::Refused { code, .. } => Some(*code),
             _ => None,
+        }
+    }
+
+    /// The supervisor is going away, or is gone, and there will be another.
+    fn is_for_another(&self) -> bool {
+        match self {
+            CallError::Gone { .. } => true,
+            CallError::Refused { code: Code::UNAVAILABLE, message } => message == GOING,
+            _ => false,
         }
     }
 
@@ -158,17 +167,10 @@ impl Client {
         loop {
             let began = Instant::now();
             match self.call(&call).await {
-                Err(CallError::Gone { .. }) if quick.again(began).await => {}
-                Err(error) if error.code() == Some(Code::UNAVAILABLE) && self.loses_connection().await => {}
+                Err(error) if error.is_for_another() && quick.again(began).await => {}
                 answer => return answer,
             }
         }
-    }
-
-    /// Whether the supervisor that says it is unavailable goes away, which it does as soon as all answers are written.
-    async fn loses_connection(&self) -> bool {
-        let mut closed = self.connection.borrow().closed.subscribe();
-        timeout(LEAVE, closed.wait_for(|closed| *closed)).await.is_ok()
     }
 
     /// Runs something that may be begun anew, such as a stream that is read from a cursor on, until it ends by itself.
@@ -188,8 +190,7 @@ impl Client {
                 connection = self.reconnect().await?;
             }
             match call(&connection.services, self.context()).await.map_err(|error| self.failed(&connection, error)) {
-                Err(CallError::Gone { .. }) if quick.again(began).await => {}
-                Err(error) if error.code() == Some(Code::UNAVAILABLE) && self.loses_connection().await => {}
+                Err(error) if error.is_for_another() && quick.again(began).await => {}
                 answer => return answer,
             }
         }

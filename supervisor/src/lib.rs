@@ -3,6 +3,7 @@
 
 mod book;
 mod bundle;
+mod carry;
 mod children;
 pub mod client;
 pub mod config;

@@ -8,11 +8,13 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixListener as StdUnixListener,
     },
-    path::{Path, PathBuf},
+    path::Path,
+    pin::pin,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use nix::sys::{
     prctl,
     resource::{Resource, getrlimit, setrlimit},
@@ -29,9 +31,13 @@ use tokio::{
     sync::mpsc,
     time::timeout,
 };
-use ttrpc::r#async::{Server, Service, transport::Listener};
+use ttrpc::{
+    Request,
+    r#async::{Server, Service, transport::Listener},
+};
 
 use crate::{
+    carry::Carrier,
     config::{Config, Flags},
     fdstore::FdStore,
     logging, metrics,
@@ -39,20 +45,12 @@ use crate::{
     service::{Life, Supervisor},
     socket::{self, Lock},
     sys,
-    traffic::Traffic,
-    upgrade::{self, Facts, Inheritance},
+    traffic::{LONG, Traffic},
+    upgrade::{self, Facts, Inheritance, Possessions},
 };
 
 /// How long a stop waits for replies that are still to be written.
 const HURRY: Duration = Duration::from_secs(5);
-
-/// Why the loop came to an end.
-enum End {
-    /// Somebody said so.
-    Stop,
-    /// To go on as this binary.
-    Upgrade(PathBuf),
-}
 
 /// Serves until a client or a signal says to stop.
 ///
@@ -73,6 +71,8 @@ struct Held {
     listener: StdUnixListener,
     /// On the state folder and the root folder.
     locks: [Lock; 2],
+    /// Those that our former self served, until we do.
+    connections: Vec<(OwnedFd, Vec<u8>)>,
     store: FdStore,
     facts: Facts,
 }
@@ -81,8 +81,9 @@ impl Held {
     /// From our former self, from systemd, or made now.
     fn take(config: &Config) -> Result<Self> {
         let store = FdStore::default();
-        if let Some(Inheritance { listener, locks, facts }) = Inheritance::claim(&store)? {
-            return Ok(Self { listener: listener.into(), locks: locks.map(Lock::Inherited), store, facts });
+        if let Some(Inheritance { listener, locks, connections, facts }) = Inheritance::claim(&store)? {
+            let locks = locks.map(Lock::Inherited);
+            return Ok(Self { listener: listener.into(), locks, connections, store, facts });
         }
         // Each container has a pidfd here, and its cgroup's files while somebody looks at them.
         let (files, most) = getrlimit(Resource::RLIMIT_NOFILE).context("read the limit of open files")?;
@@ -92,7 +93,8 @@ impl Held {
             Some(listener) => (listener.into(), false),
             None => (socket::listen(&config.address)?, true),
         };
-        Ok(Self { listener, locks, store, facts: Facts { bound, files, upgrades: 0 } })
+        let facts = Facts { bound, files, upgrades: 0 };
+        Ok(Self { listener, locks, connections: Vec::new(), store, facts })
     }
 }
 
@@ -108,7 +110,7 @@ fn activated() -> Result<Option<OwnedFd>> {
 }
 
 async fn run(mut config: Config, flags: &Flags, paths: &Paths) -> Result<()> {
-    let held = Held::take(&config)?;
+    let mut held = Held::take(&config)?;
     // Before anything is started whose end would be missed.
     let mut children = signals(&[SIGCHLD])?;
     let mut stop = signals(&[SIGTERM, SIGINT])?;
@@ -119,62 +121,76 @@ async fn run(mut config: Config, flags: &Flags, paths: &Paths) -> Result<()> {
     )?;
     supervisor.reap();
     if let (Some(address), Some(metrics)) = (&config.metrics, supervisor.metrics()) {
-        let exporter = metrics::listen(address).await?;
-        tokio::spawn(exporter.serve(metrics.clone()));
-    }
-    loop {
-        let open = Open::new(&held, supervisor.services()).await?;
-        tell(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
-        log::info!("supervising {} on {}", config.state.display(), config.address.display());
-        let end = loop {
-            tokio::select! {
-                biased;
-                _ = stop.read_u8() => break End::Stop,
-                () = supervisor.asked_to_stop() => break End::Stop,
-                binary = supervisor.asked_to_upgrade() => break End::Upgrade(binary),
-                () = next_signal(&mut children) => supervisor.reap(),
-                () = next_signal(&mut hangup) => reload(&mut config, flags, paths, &supervisor),
+        match metrics::listen(address).await {
+            Ok(exporter) => drop(tokio::spawn(exporter.serve(metrics.clone()))),
+            // Too late to refuse: there is nobody to go back to.
+            Err(error) if held.facts.upgrades > 0 => {
+                log::error!("{error:#}; there are no metrics until the next start")
             }
-        };
-        open.close().await?;
-        match end {
-            End::Stop => {
-                tell(&[NotifyState::Stopping]);
-                if held.facts.bound
-                    && let Err(error) = fs::remove_file(&config.address)
-                {
-                    log::debug!("remove {}: {error}", config.address.display());
-                }
-                return Ok(());
-            }
-            End::Upgrade(binary) => {
-                log::info!("going on as {}", binary.display());
-                let error = held.become_successor(&binary);
-                log::error!("execute {}: {error}; this supervisor goes on", binary.display());
-            }
+            Err(error) => return Err(error),
         }
     }
+    let open = Open::new(&mut held, supervisor.services()).await?;
+    tell(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
+    log::info!("supervising {} on {}", config.state.display(), config.address.display());
+    loop {
+        let binary = tokio::select! {
+            biased;
+            _ = stop.read_u8() => break,
+            () = supervisor.asked_to_stop() => break,
+            binary = supervisor.asked_to_upgrade() => binary,
+            () = next_signal(&mut children) => {
+                supervisor.reap();
+                continue;
+            }
+            () = next_signal(&mut hangup) => {
+                reload(&mut config, flags, paths, &supervisor);
+                continue;
+            }
+        };
+        log::info!("going on as {}", binary.display());
+        reaping(&mut children, &supervisor, open.settle()).await;
+        let error = open.hand_over(&held, &binary);
+        log::error!("execute {}: {error}; this supervisor goes on", binary.display());
+        supervisor.not_upgraded(&format!("execute {}: {error}", binary.display()));
+    }
+    reaping(&mut children, &supervisor, open.close()).await?;
+    tell(&[NotifyState::Stopping]);
+    if held.facts.bound
+        && let Err(error) = fs::remove_file(&config.address)
+    {
+        log::debug!("remove {}: {error}", config.address.display());
+    }
+    Ok(())
 }
 
 /// The open door: as long as it lives, clients are served.
 struct Open {
     server: Server,
     traffic: Traffic,
+    carrier: Carrier,
     /// Closed when the last connection is.
     last: mpsc::Receiver<()>,
 }
 
 impl Open {
-    async fn new(held: &Held, services: HashMap<String, Service>) -> Result<Self> {
+    async fn new(held: &mut Held, services: HashMap<String, Service>) -> Result<Self> {
         let listener = held.listener.try_clone().context("duplicate the socket")?;
         listener.set_nonblocking(true)?;
         let (alive, last) = mpsc::channel(1);
         let (traffic, services) = Traffic::through(services);
-        let mut server = Server::new()
-            .add_listener(Listener::new(socket::connections(UnixListener::from_std(listener)?, alive)))
-            .register_service(services);
+        let carrier = Carrier::default();
+        let mut carried = Vec::new();
+        for (fd, left) in held.connections.drain(..) {
+            carried.push(Ok((UnixStream::from_std(fd.into())?, left)));
+        }
+        let accepted = socket::connections(UnixListener::from_std(listener)?);
+        let all = stream::iter(carried).chain(accepted.map_ok(|stream| (stream, Vec::new())));
+        let connections = carrier.clone();
+        let connections = all.map_ok(move |(stream, left)| connections.connection(stream, left, alive.clone()));
+        let mut server = Server::new().add_listener(Listener::new(connections)).register_service(services);
         server.start().await.context("serve")?;
-        Ok(Self { server, traffic, last })
+        Ok(Self { server, traffic, carrier, last })
     }
 
     /// Waits, though not for ever, until all answers are written and every connection is closed.
@@ -188,18 +204,56 @@ impl Open {
         };
         timeout(HURRY, closed).await.unwrap_or(Ok(()))
     }
+
+    /// Takes no more calls, and waits, though not for ever, until what does not take long is answered.
+    async fn settle(&self) {
+        self.carrier.halt();
+        self.traffic.close_streams();
+        if timeout(HURRY, self.carrier.settled(outlasts)).await.is_err() {
+            let calls = self.carrier.unsettled(outlasts).join(", ");
+            log::warn!("not answered in {HURRY:?}, and so cut off: {calls}");
+        }
+    }
+
+    /// Becomes `binary`, with all connections that have settled. Returns only if that fails, and then everything goes on.
+    fn hand_over(&self, held: &Held, binary: &Path) -> io::Error {
+        // By then it has been upgraded.
+        let again = |request: &mut Request| {
+            if request.method == "Upgrade" {
+                request.method = "Version".to_owned();
+            }
+        };
+        let error = self.carrier.with_all(outlasts, again, |connections| {
+            held.store.with_all(|parked| {
+                let possessions = Possessions {
+                    listener: held.listener.as_fd(),
+                    locks: held.locks.each_ref().map(AsFd::as_fd),
+                    parked,
+                    connections,
+                    facts: Facts { upgrades: held.facts.upgrades + 1, ..held.facts },
+                };
+                upgrade::execute(binary, &possessions)
+            })
+        });
+        self.traffic.open();
+        self.carrier.resume();
+        error
+    }
 }
 
-impl Held {
-    /// Returns only if that fails.
-    fn become_successor(&self, binary: &Path) -> io::Error {
-        upgrade::execute(
-            binary,
-            self.listener.as_fd(),
-            self.locks.each_ref().map(AsFd::as_fd),
-            &self.store,
-            Facts { upgrades: self.facts.upgrades + 1, ..self.facts },
-        )
+/// Whether a call goes over to a successor that has not been answered. (The journal knows an event that comes again.)
+fn outlasts(request: &Request) -> bool {
+    LONG.contains(&&*request.method) || request.method == "Forward"
+}
+
+/// Awaits what may wait for children to end.
+async fn reaping<T>(children: &mut UnixStream, supervisor: &Supervisor, what: impl Future<Output = T>) -> T {
+    let mut what = pin!(what);
+    loop {
+        tokio::select! {
+            done = &mut what => return done,
+            () = next_signal(children) => supervisor.reap(),
+        }
     }
 }
 

@@ -55,7 +55,16 @@ pub struct Supervisor {
     upgrades: u32,
     started: u64,
     stop: watch::Sender<bool>,
-    upgrade: watch::Sender<Option<PathBuf>>,
+    upgrade: watch::Sender<Upgrading>,
+}
+
+/// What has become of the latest request to go on as another binary.
+#[derive(Clone, Debug, Default)]
+enum Upgrading {
+    #[default]
+    No,
+    To(PathBuf),
+    Failed(String),
 }
 
 /// Why a supervisor cannot begin.
@@ -132,7 +141,7 @@ impl Supervisor {
         if config.metrics.is_some() {
             metrics.get_or_init(|| Metrics::new(sources(&ground, &usages, upgrades)));
         }
-        let (stop, upgrade) = (watch::Sender::new(false), watch::Sender::new(None));
+        let (stop, upgrade) = (watch::Sender::new(false), watch::Sender::default());
         Ok(Self { ground, usages, metrics, store, upgrades, started: now(), stop, upgrade })
     }
 
@@ -168,13 +177,18 @@ impl Supervisor {
     /// Resolves when a client has asked the supervisor to go on as another binary, which has been checked.
     pub async fn asked_to_upgrade(&self) -> PathBuf {
         let mut asked = self.upgrade.subscribe();
-        let binary = asked.wait_for(Option::is_some).await.ok().and_then(|binary| binary.clone());
-        // Should it fail, we go on, and another may be asked for.
-        self.upgrade.send_replace(None);
-        match binary {
-            Some(binary) => binary,
-            None => std::future::pending().await,
+        loop {
+            if let Upgrading::To(binary) = &*asked.borrow_and_update() {
+                return binary.clone();
+            }
+            // Cannot fail: we hold the sender.
+            drop(asked.changed().await);
         }
+    }
+
+    /// The supervisor goes on as it is, for this reason: whoever asked for something else is told.
+    pub fn not_upgraded(&self, why: &str) {
+        self.upgrade.send_replace(Upgrading::Failed(why.to_owned()));
     }
 
     /// Takes over what can be of a configuration that was read again.
@@ -222,7 +236,7 @@ struct Door {
     upgrades: u32,
     started: u64,
     stop: watch::Sender<bool>,
-    upgrade: watch::Sender<Option<PathBuf>>,
+    upgrade: watch::Sender<Upgrading>,
 }
 
 impl Door {
@@ -326,8 +340,13 @@ impl supervisor_ttrpc::Supervisor for Door {
     async fn upgrade(&self, _: &TtrpcContext, request: wire::UpgradeRequest) -> ttrpc::Result<wire::VersionResponse> {
         let binary = upgrade::check(&self.ground.reaper, &request.binary).await;
         let binary = binary.map_err(|error| Fault::Precondition(format!("{error:#}")))?;
-        self.upgrade.send_replace(Some(binary));
-        Ok(self.version())
+        self.upgrade.send_replace(Upgrading::To(binary));
+        // It is our successor who answers, unless there is none.
+        let mut outcome = self.upgrade.subscribe();
+        match outcome.wait_for(|outcome| matches!(outcome, Upgrading::Failed(_))).await.as_deref() {
+            Ok(Upgrading::Failed(why)) => Err(Fault::Precondition(why.clone()).into()),
+            _ => Err(Fault::Unavailable("the supervisor ends".to_owned()).into()),
+        }
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

@@ -11,8 +11,6 @@ use std::{
         },
     },
     path::Path,
-    pin::Pin,
-    task::{Context, Poll},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -26,11 +24,7 @@ use nix::{
     },
     unistd::geteuid,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{UnixListener, UnixStream},
-    sync::mpsc,
-};
+use tokio::net::{UnixListener, UnixStream};
 
 /// Holding this, we are the only supervisor of a state folder.
 #[derive(Debug)]
@@ -134,18 +128,14 @@ fn is_served(path: &Path) -> Result<bool, Errno> {
     }
 }
 
-/// The connections that our own user makes to `listener`; others are turned away. The receiver of `alive` learns when the
-/// last of them is closed and everything on it written.
-pub(crate) fn connections(
-    listener: UnixListener,
-    alive: mpsc::Sender<()>,
-) -> impl Stream<Item = io::Result<Connection>> + Send + 'static {
+/// The connections that our own user makes to `listener`; others are turned away.
+pub(crate) fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> + Send + 'static {
     let accepted = stream::unfold(listener, |listener| async {
         let accepted = listener.accept().await.map(|(stream, _)| stream);
         Some((accepted, listener))
     });
-    accepted.filter_map(move |stream| {
-        let connection = stream.and_then(|stream| Connection::admit(stream, alive.clone()));
+    accepted.filter_map(|stream| {
+        let connection = stream.and_then(admit);
         if let Err(error) = &connection {
             log::warn!("refused a connection: {error}");
         }
@@ -153,40 +143,12 @@ pub(crate) fn connections(
     })
 }
 
-/// A client's connection. ttrpc reads and writes it through here.
-pub(crate) struct Connection {
-    stream: UnixStream,
-    _alive: mpsc::Sender<()>,
-}
-
-impl Connection {
-    fn admit(stream: UnixStream, alive: mpsc::Sender<()>) -> io::Result<Self> {
-        let peer = getsockopt(&stream, sockopt::PeerCredentials)?;
-        if peer.uid() != geteuid().as_raw() {
-            return Err(io::Error::other(format!("process {} is of user {}", peer.pid(), peer.uid())));
-        }
-        Ok(Self { stream, _alive: alive })
+fn admit(stream: UnixStream) -> io::Result<UnixStream> {
+    let peer = getsockopt(&stream, sockopt::PeerCredentials)?;
+    if peer.uid() != geteuid().as_raw() {
+        return Err(io::Error::other(format!("process {} is of user {}", peer.pid(), peer.uid())));
     }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+    Ok(stream)
 }
 
 #[cfg(test)]

@@ -2,18 +2,18 @@
 //! it holds open stay.
 //!
 //! What travels are the listening socket (connections that come meanwhile wait in its queue), the locks on the folders
-//! (so that no third can come in between) and the parked descriptors. Everything else the successor reads from the disk,
-//! as after a kill, which is why there is no format to agree on. The connections end, and their clients repeat what they
-//! were waiting for.
+//! (so that no third can come in between), the parked descriptors, and the connections with what their clients still wait
+//! for. Everything else the successor reads from the disk, as after a kill.
 
 use std::{
     convert::Infallible,
     env,
-    ffi::{CString, OsString},
-    fs, io,
+    ffi::{CString, OsStr, OsString},
+    fs,
+    io::{self, Seek as _, Write as _},
     os::{
         fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
-        unix::ffi::{OsStrExt as _, OsStringExt as _},
+        unix::ffi::OsStringExt as _,
     },
     path::{Path, PathBuf},
     process::Command,
@@ -23,6 +23,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
     unistd::execve,
 };
 use serde::{Deserialize, Serialize};
@@ -33,7 +34,7 @@ use crate::{
     sys,
 };
 
-/// Names the descriptors for the successor, as JSON.
+/// The number of a descriptor from which the successor reads what the others are, as JSON.
 const HANDOVER: &str = "DUNNAGED_HANDOVER";
 /// What a binary has to say what it is.
 const TRIAL: Duration = Duration::from_secs(10);
@@ -44,6 +45,8 @@ pub(crate) struct Inheritance {
     pub(crate) listener: OwnedFd,
     /// On the state folder and the root folder.
     pub(crate) locks: [OwnedFd; 2],
+    /// Each with the bytes that are to be read before those that come from it.
+    pub(crate) connections: Vec<(OwnedFd, Vec<u8>)>,
     pub(crate) facts: Facts,
 }
 
@@ -63,15 +66,15 @@ struct Handover {
     listener: RawFd,
     locks: [RawFd; 2],
     parked: Vec<(String, String, RawFd)>,
+    connections: Vec<(RawFd, Vec<u8>)>,
     facts: Facts,
 }
 
 impl Inheritance {
     /// Takes it over, if there is one; the parked descriptors go to `store`.
     pub(crate) fn claim(store: &FdStore) -> Result<Option<Self>> {
-        let Some(text) = env::var_os(HANDOVER) else { return Ok(None) };
-        let handover: Handover =
-            serde_json::from_slice(text.as_bytes()).with_context(|| format!("read ${HANDOVER}"))?;
+        let Some(number) = env::var_os(HANDOVER) else { return Ok(None) };
+        let handover = read(&number).with_context(|| format!("read what ${HANDOVER} names"))?;
         let take = |what: &str, number| sys::inherited(number).with_context(|| format!("take over the {what}"));
         let [state, root] = handover.locks;
         for (owner, name, number) in handover.parked {
@@ -81,12 +84,23 @@ impl Inheritance {
                 Err(error) => log::error!("what {owner} has parked is lost: {error:#}"),
             }
         }
+        let connections = handover.connections.into_iter();
         Ok(Some(Self {
             listener: take("socket", handover.listener)?,
             locks: [take("lock", state)?, take("lock", root)?],
+            connections: connections
+                .map(|(number, bytes)| Ok((take("connection", number)?, bytes)))
+                .collect::<Result<_>>()?,
             facts: handover.facts,
         }))
     }
+}
+
+fn read(number: &OsStr) -> Result<Handover> {
+    let number = number.to_str().and_then(|number| number.parse().ok()).context("it is no number")?;
+    let mut file = fs::File::from(sys::inherited(number)?);
+    file.rewind()?;
+    Ok(serde_json::from_reader(file)?)
 }
 
 /// The binary to go on as: the named one, or what is now at the place the running one was started from.
@@ -115,36 +129,42 @@ fn own_place() -> Result<PathBuf> {
     Ok(PathBuf::from(OsString::from_vec(place.to_vec())))
 }
 
+/// What is handed over.
+pub(crate) struct Possessions<'a> {
+    pub(crate) listener: BorrowedFd<'a>,
+    pub(crate) locks: [BorrowedFd<'a>; 2],
+    /// As `(owner, name, descriptor)`.
+    pub(crate) parked: &'a [(&'a str, &'a str, BorrowedFd<'a>)],
+    pub(crate) connections: &'a [(BorrowedFd<'a>, Vec<u8>)],
+    pub(crate) facts: Facts,
+}
+
 /// Becomes `binary`. Returns only if that fails, and then everything is as before.
-pub(crate) fn execute(
-    binary: &Path,
-    listener: BorrowedFd<'_>,
-    locks: [BorrowedFd<'_>; 2],
-    store: &FdStore,
-    facts: Facts,
-) -> io::Error {
-    store.with_all(|parked| {
-        let handover = Handover {
-            listener: listener.as_raw_fd(),
-            locks: locks.map(|lock| lock.as_raw_fd()),
-            parked: parked
-                .iter()
-                .map(|(owner, name, fd)| (owner.to_string(), name.to_string(), fd.as_raw_fd()))
-                .collect(),
-            facts,
-        };
-        let fds = || [listener].into_iter().chain(locks).chain(parked.iter().map(|(_, _, fd)| *fd));
-        let outcome = fds().try_for_each(|fd| set_cloexec(fd, false)).and_then(|()| become_binary(binary, &handover));
-        for fd in fds() {
-            if let Err(error) = set_cloexec(fd, true) {
-                log::error!("keep descriptor {} from what we execute: {error}", fd.as_raw_fd());
-            }
+pub(crate) fn execute(binary: &Path, held: &Possessions<'_>) -> io::Error {
+    let handover = Handover {
+        listener: held.listener.as_raw_fd(),
+        locks: held.locks.map(|lock| lock.as_raw_fd()),
+        parked: held
+            .parked
+            .iter()
+            .map(|(owner, name, fd)| ((*owner).to_owned(), (*name).to_owned(), fd.as_raw_fd()))
+            .collect(),
+        connections: held.connections.iter().map(|(fd, bytes)| (fd.as_raw_fd(), bytes.clone())).collect(),
+        facts: held.facts,
+    };
+    let parked = held.parked.iter().map(|(_, _, fd)| *fd);
+    let connections = held.connections.iter().map(|(fd, _)| *fd);
+    let fds: Vec<_> = [held.listener].into_iter().chain(held.locks).chain(parked).chain(connections).collect();
+    let outcome = fds.iter().try_for_each(|fd| set_cloexec(*fd, false)).and_then(|()| become_binary(binary, &handover));
+    for fd in fds {
+        if let Err(error) = set_cloexec(fd, true) {
+            log::error!("keep descriptor {} from what we execute: {error}", fd.as_raw_fd());
         }
-        match outcome {
-            Ok(never) => match never {},
-            Err(error) => error,
-        }
-    })
+    }
+    match outcome {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
 }
 
 fn set_cloexec(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
@@ -154,10 +174,13 @@ fn set_cloexec(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
 }
 
 fn become_binary(binary: &Path, handover: &Handover) -> io::Result<Infallible> {
+    // Not in the environment, where the kernel limits the length of a text (execve(2)). Without close-on-exec.
+    let mut file = fs::File::from(memfd_create(c"dunnaged-handover", MFdFlags::empty())?);
+    file.write_all(&serde_json::to_vec(handover)?)?;
     let argument = |text: OsString| CString::new(text.into_vec()).map_err(io::Error::from);
     let argv = env::args_os().map(argument).collect::<io::Result<Vec<_>>>()?;
     let kept = env::vars_os().filter(|(name, _)| name != HANDOVER);
-    let handover = (HANDOVER.into(), serde_json::to_string(handover)?.into());
+    let handover = (HANDOVER.into(), file.as_raw_fd().to_string().into());
     let variable = |(name, value): (OsString, OsString)| {
         let mut variable = name;
         variable.push("=");

@@ -17,14 +17,14 @@ use std::{
     time::Duration,
 };
 
-use dunnage_tests::{Alone, Event, alone, eventually, process};
+use dunnage_tests::{Alone, Cli, Event, alone, eventually, process};
 use nix::mount::{MsFlags, mount};
 use runtime_v2_api::{
     Empty,
     supervisor::{ParkRequest, Parked, TakeRequest, UpgradeRequest},
 };
 
-/// How often the supervisor is killed in each storm.
+/// How often the supervisor is killed, or upgraded, in each storm.
 const KILLS: u32 = 12;
 /// How many clients call at the same time.
 const CLIENTS: u32 = 3;
@@ -39,8 +39,8 @@ struct Calls {
     exits: Mutex<BTreeMap<String, i32>>,
 }
 
-/// Clients call `call` again and again, with their own number and that of the call, while the supervisor is killed.
-fn storm(world: &Alone, call: impl Fn(u32, u32) + Sync) {
+/// Clients call `call` again and again, with their own number and that of the call, while the supervisor is disturbed.
+fn storm(disturb: impl Fn(), call: impl Fn(u32, u32) + Sync) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         for client in 0..CLIENTS {
@@ -50,13 +50,48 @@ fn storm(world: &Alone, call: impl Fn(u32, u32) + Sync) {
             });
         }
         for kill in 0..KILLS {
-            // Spreads the kills over what the calls do; nothing is waited for.
+            // Spreads them over what the calls do; nothing is waited for.
             thread::sleep(Duration::from_millis(u64::from(70 + 53 * kill % 290)));
-            world.kill();
-            world.start();
+            disturb();
         }
         over.store(true, Ordering::Relaxed);
     });
+}
+
+fn kill_and_start(world: &Alone) {
+    world.kill();
+    world.start();
+}
+
+/// Runs containers with the client's number and that of the call in their names, and exit codes of their own.
+fn runs(cli: &Cli, calls: &Calls, client: u32, number: u32) {
+    let (name, code) = (format!("c{client}-{number}"), i32::try_from(number % 100).expect("small"));
+    let script = format!("exit {code}");
+    let output = cli.command(["run", "--rm", "--name", &name, "--", "sh", "-c", &script]).output();
+    let output = output.expect("run dunnage");
+    calls.made.fetch_add(1, Ordering::Relaxed);
+    match output.status.code() {
+        Some(125) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains("supervisor"), "a call that fails blames the supervisor: {said}");
+            calls.cut_off.fetch_add(1, Ordering::Relaxed);
+        }
+        got => {
+            assert_eq!(got, Some(code), "{}", String::from_utf8_lossy(&output.stderr));
+            calls.exits.lock().expect("no client panics").insert(name, code);
+        }
+    }
+}
+
+/// Checks that the exit of every container that a client heard of was told once.
+fn check_exits(calls: &Calls, events: &[Event]) {
+    let exits = calls.exits.lock().expect("no client panicked");
+    assert!(!exits.is_empty(), "no call got through");
+    for (name, code) in &*exits {
+        let told = events.iter().filter(|event| event.is_exit_of(name, name));
+        let told: Vec<i64> = told.map(|event| event.number("exit_status").cast_signed()).collect();
+        assert_eq!(told, [i64::from(*code)], "the exit of {name}, once, with its code");
+    }
 }
 
 /// Runs `test` beside a subscriber that comes back after each kill, and checks that it heard each event exactly once.
@@ -84,32 +119,9 @@ fn a_storm_of_runs_survives_a_supervisor_that_is_killed_again_and_again() {
     alone(|world| {
         let (cli, calls) = (world.cli(), Calls::default());
         let events = with_subscriber(world, || {
-            storm(world, |client, number| {
-                let (name, code) = (format!("c{client}-{number}"), i32::try_from(number % 100).expect("small"));
-                let script = format!("exit {code}");
-                let output = cli.command(["run", "--rm", "--name", &name, "--", "sh", "-c", &script]).output();
-                let output = output.expect("run dunnage");
-                calls.made.fetch_add(1, Ordering::Relaxed);
-                match output.status.code() {
-                    Some(125) => {
-                        let said = String::from_utf8_lossy(&output.stderr);
-                        assert!(said.contains("supervisor"), "a call that fails blames the supervisor: {said}");
-                        calls.cut_off.fetch_add(1, Ordering::Relaxed);
-                    }
-                    got => {
-                        assert_eq!(got, Some(code), "{}", String::from_utf8_lossy(&output.stderr));
-                        calls.exits.lock().expect("no client panics").insert(name, code);
-                    }
-                }
-            });
+            storm(|| kill_and_start(world), |client, number| runs(&cli, &calls, client, number));
         });
-        let exits = calls.exits.into_inner().expect("no client panicked");
-        assert!(!exits.is_empty(), "no call got through");
-        for (name, code) in &exits {
-            let told = events.iter().filter(|event| event.is_exit_of(name, name));
-            let told: Vec<i64> = told.map(|event| event.number("exit_status").cast_signed()).collect();
-            assert_eq!(told, [i64::from(*code)], "the exit of {name}, once, with its code");
-        }
+        check_exits(&calls, &events);
         println!(
             "runs: {KILLS} kills, {} calls, {} cut off, {} events, 0 lost, 0 repeated",
             calls.made.into_inner(),
@@ -120,23 +132,49 @@ fn a_storm_of_runs_survives_a_supervisor_that_is_killed_again_and_again() {
 }
 
 #[test]
+fn a_storm_of_runs_does_not_notice_upgrades() {
+    alone(|world| {
+        world.idle("web");
+        let (cli, calls, pid) = (world.cli(), Calls::default(), world.pid());
+        let waits = ["wait", "attach"].map(|command| world.spawn([command, "web"]));
+        let events = with_subscriber(world, || {
+            let upgrade = || drop(world.dunnage(["upgrade"]).ok().to_owned());
+            storm(upgrade, |client, number| runs(&cli, &calls, client, number));
+        });
+        check_exits(&calls, &events);
+        let version = world.ask(async |supervisor, context| supervisor.version(context, &Empty::new()).await);
+        let version = version.expect("ask for the version");
+        assert_eq!((version.upgrades, version.pid), (KILLS, pid));
+        assert_eq!(calls.cut_off.into_inner(), 0, "calls that failed");
+        world.dunnage(["kill", "web"]).ok();
+        let [wait, attach] = waits;
+        assert_eq!((wait.wait().ok(), attach.wait().code), ("137", 137), "those who waited all the time");
+        let made = calls.made.into_inner();
+        println!("upgrades: {KILLS}, {made} calls, 0 failed, {} events, 0 lost, 0 repeated", events.len());
+    });
+}
+
+#[test]
 fn a_storm_of_execs_survives_a_supervisor_that_is_killed_again_and_again() {
     alone(|world| {
         world.idle("host");
         let (cli, calls) = (world.cli(), Calls::default());
         let before = world.container("host").pid;
         let events = with_subscriber(world, || {
-            storm(world, |_, number| {
-                let code = i32::try_from(number % 100).expect("small");
-                let output = cli.command(["exec", "host", "sh", "-c", &format!("echo $$; exit {code}")]).output();
-                let output = output.expect("run dunnage");
-                calls.made.fetch_add(1, Ordering::Relaxed);
-                if output.status.code() != Some(code) {
-                    let said = String::from_utf8_lossy(&output.stderr);
-                    assert!(said.contains("supervisor"), "a call that fails blames the supervisor: {said}");
-                    calls.cut_off.fetch_add(1, Ordering::Relaxed);
-                }
-            });
+            storm(
+                || kill_and_start(world),
+                |_, number| {
+                    let code = i32::try_from(number % 100).expect("small");
+                    let output = cli.command(["exec", "host", "sh", "-c", &format!("echo $$; exit {code}")]).output();
+                    let output = output.expect("run dunnage");
+                    calls.made.fetch_add(1, Ordering::Relaxed);
+                    if output.status.code() != Some(code) {
+                        let said = String::from_utf8_lossy(&output.stderr);
+                        assert!(said.contains("supervisor"), "a call that fails blames the supervisor: {said}");
+                        calls.cut_off.fetch_add(1, Ordering::Relaxed);
+                    }
+                },
+            );
         });
         assert_eq!(world.container("host").pid, before, "the container never noticed");
         println!(
@@ -357,15 +395,9 @@ fn an_upgrade_in_place_is_noticed_by_nobody() {
         followed.stdout().line("one");
         for upgrade in 1..=3 {
             let request = UpgradeRequest::default();
-            // It ends with the connection, if it went well.
-            drop(world.ask(async |supervisor, context| supervisor.upgrade(context, &request).await));
-            let version = eventually("the successor", || {
-                world
-                    .ask(async |supervisor, context| supervisor.version(context, &Empty::new()).await)
-                    .ok()
-                    .filter(|version| version.upgrades == upgrade)
-            });
-            assert_eq!(version.pid, pid, "the same process");
+            let version = world.ask(async |supervisor, context| supervisor.upgrade(context, &request).await);
+            let version = version.expect("the successor answers");
+            assert_eq!((version.upgrades, version.pid), (upgrade, pid), "the same process");
         }
         assert_eq!(world.container("web").pid, before.pid);
         let take = TakeRequest { owner: "test".into(), ..TakeRequest::default() };
