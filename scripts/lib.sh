@@ -1,5 +1,5 @@
-# Sourced by the other scripts: a private containerd, an image for it, and what a process weighs. Bash.
-# Nothing here touches a containerd of the system: root, state, socket and configuration are in one throw-away folder.
+# Sourced by the other scripts: a private containerd, an image for it, a private supervisor, and what a process weighs. Bash.
+# Nothing here touches a daemon of the system: root, state, socket and configuration are in one throw-away folder.
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 image=docker.io/library/dunnage:quickstart
@@ -92,6 +92,31 @@ blob() {
 
 descriptor() {
     printf '{"mediaType":"application/vnd.oci.%s","digest":"sha256:%s","size":%s}' "$1" "$2" "$3"
+}
+
+# Starts a dunnaged, found on the PATH like the `dunnage` that is to talk to it, in the folder $work, which is made if there
+# is none yet. Sets $supervisor to its pid.
+supervisor_start() {
+    if [ -z "${work:-}" ]; then
+        work=$(mktemp -d "${TMPDIR:-/tmp}/dunnage-XXXXXX")
+        export DUNNAGE_ADDRESS="$work/state/dunnaged.sock"
+    fi
+    mkfifo "$work/log"
+    dunnaged --state "$work/state" --root "$work/root" 2>"$work/log" &
+    supervisor=$!
+    # It says so when it is ready; what it says later goes nowhere.
+    grep -q supervising "$work/log" || die "dunnaged did not start"
+    rm "$work/log"
+}
+
+# Removes what is left of the containers, ends the supervisor and deletes its folder.
+supervisor_finish() {
+    [ -n "${supervisor:-}" ] || return 0
+    dunnage ps --all --quiet | xargs -r dunnage rm --force >/dev/null || true
+    kill "$supervisor" 2>/dev/null || true
+    wait "$supervisor" 2>/dev/null || true
+    rm -rf "$work"
+    rmdir /sys/fs/cgroup{,/*}/dunnage/default /sys/fs/cgroup{,/*}/dunnage 2>/dev/null || true
 }
 
 # The pid of the shim that runs a container: it is the parent of the container's first process.
