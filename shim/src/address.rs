@@ -4,22 +4,13 @@ use std::{
     fmt::Write as _,
     fs::{self, DirBuilder, File},
     io,
-    os::{
-        fd::AsRawFd as _,
-        unix::{fs::DirBuilderExt as _, net::UnixListener},
-    },
+    os::unix::{fs::DirBuilderExt as _, net::UnixListener},
     path::{Component, Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-    sys::{
-        socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, socket},
-        stat::{Mode, fchmod},
-    },
-};
+use nix::fcntl::{Flock, FlockArg};
+use runtime_v2_server::{is_served, listen};
 use sha2::{Digest as _, Sha256};
 
 /// Where sockets are when containerd does not say otherwise (2.3 and later may), whatever its own state folder is.
@@ -115,32 +106,11 @@ fn remove_dead(path: &Path) -> Result<bool> {
     }
 }
 
-/// Listens on a new socket at `path` that only its owner may connect to.
-pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
-    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    // The file never exists with other rights: the kernel gives it those of the socket.
-    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    nix::sys::socket::listen(&socket, Backlog::MAXCONN)?;
-    Ok(socket.into())
-}
-
-/// Whether somebody accepts connections at `path`. Does not wait for them to.
-fn is_served(path: &Path) -> Result<bool, Errno> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    match connect(socket.as_raw_fd(), &UnixAddr::new(path)?) {
-        // The latter: its queue is full.
-        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
-        // The latter: it has just stopped.
-        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
-        Err(errno) => Err(errno),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+
+    use nix::sys::socket::Backlog;
 
     use super::*;
 

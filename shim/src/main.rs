@@ -70,7 +70,7 @@ fn serve(args: args::Args) -> anyhow::Result<()> {
     // Executed by descriptor, older kernels name us after its number.
     prctl::set_name(c"containerd-shim").context("set the process's name")?;
     let listener = match &args.socket {
-        Some(path) => address::listen(path).with_context(|| format!("listen on {}", path.display()))?,
+        Some(path) => runtime_v2_server::listen(path).with_context(|| format!("listen on {}", path.display()))?,
         None => sys::spawn::inherited_listener().context("take the socket in descriptor 3")?,
     };
     let (events, ledger) = (publish::address()?, ledger::Ledger::of_this_process()?);

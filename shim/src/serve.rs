@@ -5,13 +5,11 @@ use std::{
     io,
     os::unix::net::UnixListener as StdUnixListener,
     path::PathBuf,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use futures::{Stream, StreamExt as _, stream};
+use futures::TryStreamExt as _;
 use nix::{
     sys::{
         prctl::set_child_subreaper,
@@ -20,12 +18,10 @@ use nix::{
     unistd::{getegid, geteuid},
 };
 use runtime_v2_api::{shim_ttrpc::create_shim, task_services};
-use signal_hook::{
-    consts::{SIGCHLD, SIGINT, SIGTERM},
-    low_level::pipe,
-};
+use runtime_v2_server::{Connection, connections, next_signal, signals};
+use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    io::AsyncReadExt as _,
     net::{UnixListener, UnixStream},
     runtime::Builder,
     sync::mpsc,
@@ -80,8 +76,9 @@ async fn run(config: Config) -> io::Result<()> {
     let (calls, mut called) = mpsc::unbounded_channel();
     let calls = Calls(calls);
     let (alive, mut last_connection) = mpsc::channel(1);
+    let connections = connections(listener, admit).map_ok(move |stream| Connection::new(stream, alive.clone()));
     let mut server = Server::new()
-        .add_listener(Listener::new(connections(listener, alive)))
+        .add_listener(Listener::new(connections))
         .register_service(task_services(Arc::new(TaskService(calls.clone()))))
         .register_service(create_shim(Arc::new(ShimService(calls))));
     server.start().await.map_err(io::Error::other)?;
@@ -147,80 +144,11 @@ async fn sleep(until: Option<Instant>) {
     }
 }
 
-/// A stream that carries a byte whenever one of `numbers` came, and surely one after the last.
-fn signals(numbers: &[i32]) -> io::Result<UnixStream> {
-    let (read, write) = UnixStream::pair()?;
-    let write = write.into_std()?;
-    for &number in numbers {
-        pipe::register(number, write.try_clone()?)?;
-    }
-    Ok(read)
-}
-
-/// Waits for a signal, and takes all that came so far as one.
-async fn next_signal(stream: &mut UnixStream) {
-    if let Err(error) = stream.read(&mut [0; 64]).await {
-        log::warn!("read signals: {error}");
-    }
-}
-
-/// The connections that clients make to `listener`: those of our own user and group, as containerd does it too.
-fn connections(
-    listener: UnixListener,
-    alive: mpsc::Sender<()>,
-) -> impl Stream<Item = io::Result<Connection>> + Send + 'static {
-    let accepted = stream::unfold(listener, |listener| async {
-        let accepted = listener.accept().await.map(|(stream, _)| stream);
-        Some((accepted, listener))
-    });
-    accepted.filter_map(move |stream| {
-        let connection = stream.and_then(|stream| Connection::admit(stream, alive.clone()));
-        if let Err(error) = &connection {
-            log::warn!("refused a connection: {error}");
-        }
-        std::future::ready(connection.ok().map(Ok))
-    })
-}
-
-/// A client's connection. ttrpc reads and writes it through here, and nowhere else.
-struct Connection {
-    stream: UnixStream,
-    /// Dropped with the connection, when everything has been written.
-    _alive: mpsc::Sender<()>,
-}
-
-impl Connection {
-    fn admit(stream: UnixStream, alive: mpsc::Sender<()>) -> io::Result<Self> {
-        admit(&stream)?;
-        Ok(Self { stream, _alive: alive })
-    }
-}
-
-/// Refuses clients of another user or group.
+/// Refuses clients of another user or group, as containerd does it too.
 pub(crate) fn admit(stream: &UnixStream) -> io::Result<()> {
     let peer = getsockopt(stream, PeerCredentials)?;
     if (peer.uid(), peer.gid()) == (geteuid().as_raw(), getegid().as_raw()) {
         return Ok(());
     }
     Err(io::Error::other(format!("process {} is of user {}:{}", peer.pid(), peer.uid(), peer.gid())))
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

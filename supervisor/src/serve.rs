@@ -19,11 +19,9 @@ use nix::sys::{
     prctl,
     resource::{Resource, getrlimit, setrlimit},
 };
+use runtime_v2_server::{connections, next_signal, signals};
 use sd_notify::NotifyState;
-use signal_hook::{
-    consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM},
-    low_level::pipe,
-};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use tokio::{
     io::AsyncReadExt as _,
     net::{UnixListener, UnixStream},
@@ -184,11 +182,11 @@ impl Open {
         for (fd, left) in held.connections.drain(..) {
             carried.push(Ok((UnixStream::from_std(fd.into())?, left)));
         }
-        let accepted = socket::connections(UnixListener::from_std(listener)?);
+        let accepted = connections(UnixListener::from_std(listener)?, socket::admit);
         let all = stream::iter(carried).chain(accepted.map_ok(|stream| (stream, Vec::new())));
-        let connections = carrier.clone();
-        let connections = all.map_ok(move |(stream, left)| connections.connection(stream, left, alive.clone()));
-        let mut server = Server::new().add_listener(Listener::new(connections)).register_service(services);
+        let carriers = carrier.clone();
+        let carried = all.map_ok(move |(stream, left)| carriers.connection(stream, left, alive.clone()));
+        let mut server = Server::new().add_listener(Listener::new(carried)).register_service(services);
         server.start().await.context("serve")?;
         Ok(Self { server, traffic, carrier, last })
     }
@@ -286,22 +284,5 @@ fn set_oom_score(score: i32) {
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         log::warn!("notify the service manager: {error}");
-    }
-}
-
-/// A stream that carries a byte whenever one of `numbers` came, and surely one after the last.
-fn signals(numbers: &[i32]) -> io::Result<UnixStream> {
-    let (read, write) = UnixStream::pair()?;
-    let write = write.into_std()?;
-    for &number in numbers {
-        pipe::register(number, write.try_clone()?)?;
-    }
-    Ok(read)
-}
-
-/// Waits for a signal, and takes all that came so far as one.
-async fn next_signal(stream: &mut UnixStream) {
-    if let Err(error) = stream.read(&mut [0; 64]).await {
-        log::warn!("read signals: {error}");
     }
 }

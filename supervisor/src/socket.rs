@@ -4,7 +4,7 @@ use std::{
     fs::{self, DirBuilder, OpenOptions},
     io::{self, Read as _, Write as _},
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
             fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
             net::UnixListener as StdUnixListener,
@@ -14,17 +14,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use futures::{Stream, StreamExt as _, stream};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
-    sys::{
-        socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, socket, sockopt},
-        stat::{Mode, fchmod},
-    },
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
     unistd::geteuid,
 };
-use tokio::net::{UnixListener, UnixStream};
+use runtime_v2_server::is_served;
+use tokio::net::UnixStream;
 
 /// Holding this, we are the only supervisor of a state folder.
 #[derive(Debug)]
@@ -93,62 +90,26 @@ pub(crate) fn make_private(folder: &Path) -> Result<()> {
 
 /// Listens at `path`, in the place of a supervisor that was killed, but not of one that serves.
 pub(crate) fn listen(path: &Path) -> Result<StdUnixListener> {
-    match bound(path) {
+    match runtime_v2_server::listen(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             if is_served(path).with_context(|| format!("connect to {}", path.display()))? {
                 bail!("somebody serves on {} already; give this supervisor an --address of its own", path.display());
             }
             fs::remove_file(path).with_context(|| format!("remove the dead socket {}", path.display()))?;
-            bound(path)
+            runtime_v2_server::listen(path)
         }
         answer => answer,
     }
     .with_context(|| format!("listen on {}", path.display()))
 }
 
-fn bound(path: &Path) -> io::Result<StdUnixListener> {
-    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    // The file never exists with other rights: the kernel gives it those of the socket.
-    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    nix::sys::socket::listen(&socket, Backlog::MAXCONN)?;
-    Ok(socket.into())
-}
-
-/// Whether somebody accepts connections at `path`. Does not wait for them to.
-fn is_served(path: &Path) -> Result<bool, Errno> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    match connect(socket.as_raw_fd(), &UnixAddr::new(path)?) {
-        // The latter: its queue is full.
-        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
-        // The latter: it has just stopped.
-        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
-        Err(errno) => Err(errno),
+/// Refuses clients of another user.
+pub(crate) fn admit(stream: &UnixStream) -> io::Result<()> {
+    let peer = getsockopt(stream, PeerCredentials)?;
+    if peer.uid() == geteuid().as_raw() {
+        return Ok(());
     }
-}
-
-/// The connections that our own user makes to `listener`; others are turned away.
-pub(crate) fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> + Send + 'static {
-    let accepted = stream::unfold(listener, |listener| async {
-        let accepted = listener.accept().await.map(|(stream, _)| stream);
-        Some((accepted, listener))
-    });
-    accepted.filter_map(|stream| {
-        let connection = stream.and_then(admit);
-        if let Err(error) = &connection {
-            log::warn!("refused a connection: {error}");
-        }
-        std::future::ready(connection.ok().map(Ok))
-    })
-}
-
-fn admit(stream: UnixStream) -> io::Result<UnixStream> {
-    let peer = getsockopt(&stream, sockopt::PeerCredentials)?;
-    if peer.uid() != geteuid().as_raw() {
-        return Err(io::Error::other(format!("process {} is of user {}", peer.pid(), peer.uid())));
-    }
-    Ok(stream)
+    Err(io::Error::other(format!("process {} is of user {}", peer.pid(), peer.uid())))
 }
 
 #[cfg(test)]

@@ -1,0 +1,44 @@
+//! Sockets, as files in a folder.
+
+use std::{
+    io,
+    os::{fd::AsRawFd as _, unix::net::UnixListener},
+    path::Path,
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, socket},
+        stat::{Mode, fchmod},
+    },
+};
+
+/// Listens on a new socket at `path` that only its owner may connect to.
+///
+/// # Errors
+/// When the system refuses; `AddrInUse` if something is at `path` already.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    // The file never exists with other rights: the kernel gives it those of the socket.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    nix::sys::socket::listen(&socket, Backlog::MAXCONN)?;
+    Ok(socket.into())
+}
+
+/// Whether somebody accepts connections at `path`. Does not wait for them to.
+///
+/// # Errors
+/// When connecting fails for another reason than that nobody does.
+pub fn is_served(path: &Path) -> Result<bool, Errno> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match connect(socket.as_raw_fd(), &UnixAddr::new(path)?) {
+        // The latter: its queue is full.
+        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
+        // The latter: it has just stopped.
+        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
