@@ -8,12 +8,11 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     pin::Pin,
     rc::Rc,
-    time::Duration,
 };
 
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use libcontainer::{
-    cgroup::{Cgroup, CgroupError, Events, FreezerState, Freezing, Limits, OomWatch, systemd},
+    cgroup::{Cgroup, CgroupError, Events, Freezing, Limits, systemd},
     sys::process::{pidfd_open, pidfd_send_signal},
 };
 use nix::{
@@ -23,14 +22,17 @@ use nix::{
 };
 use oci_spec::runtime::{LinuxResources, Process as Spec};
 use protobuf::MessageField;
-use runtime_v2_api::{Empty, events, pack, runc, shim::TraceResponse, task as wire, topic, types};
+use runtime_v2_api::{Empty, pack, runc, shim::TraceResponse, task as wire, topic, types};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     join,
-    sync::oneshot,
-    time::sleep,
 };
 
+mod news;
+mod oom;
+mod pause;
+
+use self::{news::create_event, oom::Oom};
 use crate::{
     launch::{self, Body, Created, Executed, Execution, Ground, Remains},
     publish::Publisher,
@@ -39,17 +41,12 @@ use crate::{
     stats,
     stdio::{Stdio, Wanted},
     sys::ready,
-    task::{Action, Event, Life, News, Refused, Seen, Status},
+    task::{Action, Event, Life, Refused, Seen, Status},
     trace::Trace,
 };
 
 /// How many answers to a Delete we keep whose client was gone: it may ask again.
 const REMEMBERED: usize = 16;
-/// How often to look at a v1 freezer, which tells nobody when it is done.
-const LOOK: Duration = Duration::from_millis(1);
-
-/// The exit status of a process that SIGKILL ended.
-const KILLED: u32 = 128 + libc::SIGKILL.cast_unsigned();
 
 type Update = (Rc<RefCell<Body>>, Limits, Option<systemd::Call>);
 type Chore = Pin<Box<dyn Future<Output = Done>>>;
@@ -106,12 +103,6 @@ struct Task {
     freezing: Option<(Freezing, Option<Events>)>,
     pause: Option<Reply<Empty>>,
     trace: Trace,
-}
-
-struct Oom {
-    watch: OomWatch,
-    /// Dropped with the container, which ends the chore that waits for the watch to stir.
-    alive: Option<oneshot::Sender<()>>,
 }
 
 /// What the house knows of a process, running or not.
@@ -381,51 +372,6 @@ impl House {
         Ok(())
     }
 
-    fn publish(&self, container_id: String, news: News) {
-        let publisher = &self.publisher;
-        match news {
-            News::Start(pid) => publisher.publish(
-                topic::TASK_START,
-                &events::TaskStart { container_id, pid: number(pid), ..Default::default() },
-            ),
-            News::Exit(exec, pid, exit) => publisher.publish(
-                topic::TASK_EXIT,
-                &events::TaskExit {
-                    id: exec.unwrap_or_else(|| container_id.clone()),
-                    container_id,
-                    pid: number(pid),
-                    exit_status: exit.status(),
-                    exited_at: timestamp(Some(exit)),
-                    ..Default::default()
-                },
-            ),
-            News::Delete(pid, exit) => publisher.publish(
-                topic::TASK_DELETE,
-                &events::TaskDelete {
-                    container_id,
-                    pid: number(pid),
-                    exit_status: exit.status(),
-                    exited_at: timestamp(Some(exit)),
-                    ..Default::default()
-                },
-            ),
-            News::ExecAdded(exec_id) => publisher.publish(
-                topic::TASK_EXEC_ADDED,
-                &events::TaskExecAdded { container_id, exec_id, ..Default::default() },
-            ),
-            News::ExecStarted(exec_id, pid) => publisher.publish(
-                topic::TASK_EXEC_STARTED,
-                &events::TaskExecStarted { container_id, exec_id, pid: number(pid), ..Default::default() },
-            ),
-            News::Paused => {
-                publisher.publish(topic::TASK_PAUSED, &events::TaskPaused { container_id, ..Default::default() });
-            }
-            News::Resumed => {
-                publisher.publish(topic::TASK_RESUMED, &events::TaskResumed { container_id, ..Default::default() });
-            }
-        }
-    }
-
     fn create(&mut self, request: wire::CreateTaskRequest, mut reply: Reply<wire::CreateTaskResponse>) {
         if self.tasks.contains_key(&request.id) {
             return answer(reply, Err(Fault::Exists(request.id)));
@@ -671,76 +617,6 @@ impl House {
         Ok(wire::PidsResponse { processes: processes.collect(), ..Default::default() })
     }
 
-    fn pause(&mut self, id: &str, reply: Reply<Empty>) {
-        match self.happen(id, Event::Pause).and_then(|()| self.task(id)) {
-            Ok(task) => task.pause = Some(reply),
-            Err(fault) => answer(reply, Err(fault)),
-        }
-    }
-
-    /// The freezer was told, unless it refused. The kernel may need a moment.
-    fn freezing(&mut self, id: &str, begun: Result<(Freezing, Option<Events>), Fault>) -> Result<(), Fault> {
-        match begun {
-            Ok((freezing, events)) => {
-                self.task(id)?.freezing = Some((freezing, events));
-                self.wait_for_freezer(id)
-            }
-            Err(fault) => {
-                self.happen(id, Event::Frozen(false))?;
-                Err(fault)
-            }
-        }
-    }
-
-    fn wait_for_freezer(&mut self, id: &str) -> Result<(), Fault> {
-        let Some((_, events)) = &self.task(id)?.freezing else { return Ok(()) };
-        let stirs = events.as_ref().and_then(|events| watch(events.as_fd(), Interest::PRIORITY));
-        let id = id.to_owned();
-        self.chore(async move {
-            match stirs {
-                Some(stirs) => drop(stirs.ready(Interest::PRIORITY).await),
-                None => sleep(LOOK).await,
-            }
-            Done::FreezerStirred(id)
-        });
-        Ok(())
-    }
-
-    fn look_at_freezer(&mut self, id: &str) -> Result<(), Fault> {
-        let task = self.task(id)?;
-        // If it is gone, the container has ended meanwhile.
-        let Some((mut freezing, events)) = task.freezing.take() else { return Ok(()) };
-        if let Some(events) = &events {
-            // Arms the next notice, before the look that decides whether there needs to be one.
-            events.read().map_err(|errno| Fault::Failed(format!("read cgroup.events: {errno}")))?;
-        }
-        match task.with_cgroup(|cgroup| freezing.poll(cgroup)) {
-            Ok(FreezerState::Frozen) => self.frozen(id, Ok(())),
-            Ok(FreezerState::Freezing | FreezerState::Thawed) => {
-                task.freezing = Some((freezing, events));
-                self.wait_for_freezer(id)
-            }
-            Err(fault) => self.frozen(id, Err(fault)),
-        }
-    }
-
-    fn frozen(&mut self, id: &str, frozen: Result<(), Fault>) -> Result<(), Fault> {
-        let fine = frozen.is_ok();
-        if let Some(reply) = self.task(id)?.pause.take() {
-            answer(reply, frozen.map(|()| Empty::new()));
-        }
-        self.happen(id, Event::Frozen(fine))
-    }
-
-    fn resume(&mut self, id: &str) -> Result<Empty, Fault> {
-        let thawed = self.happen(id, Event::Resume);
-        if let Err(Fault::Refused(_) | Fault::NoContainer) = thawed {
-            return thawed.map(|()| Empty::new());
-        }
-        self.happen(id, Event::Thawed(thawed.is_ok()))?;
-        thawed.map(|()| Empty::new())
-    }
-
     fn resize(&mut self, request: &wire::ResizePtyRequest) -> Result<Empty, Fault> {
         let process = self.task(&request.id)?.process(named(&request.exec_id))?;
         // More than that no terminal has.
@@ -808,54 +684,6 @@ impl House {
             ..Default::default()
         }
     }
-
-    /// Begins to listen for what the kernel kills for memory.
-    fn watch_for_oom(&mut self, id: &str) {
-        let Ok(task) = self.task(id) else { return };
-        match task.with_cgroup(Cgroup::oom_watch) {
-            Ok(watch) => task.oom = watch.map(|watch| Oom { watch, alive: None }),
-            Err(fault) => log::warn!("container {id}: its out-of-memory kills will not be told: {fault}"),
-        }
-        self.wait_for_oom(id);
-    }
-
-    fn wait_for_oom(&mut self, id: &str) {
-        let Ok(task) = self.task(id) else { return };
-        let Some(oom) = &mut task.oom else { return };
-        let interest = if oom.watch.by_priority() { Interest::PRIORITY } else { Interest::READABLE };
-        let Some(stirs) = watch(oom.watch.as_fd(), interest) else { return };
-        let (alive, gone) = oneshot::channel();
-        oom.alive = Some(alive);
-        let id = id.to_owned();
-        self.chore(async move {
-            tokio::select! {
-                _ = stirs.ready(interest) => Done::MemoryStirred(id),
-                _ = gone => Done::Moot,
-            }
-        });
-    }
-
-    /// Publishes what the kernel killed for memory since the last look.
-    fn look_for_oom(&mut self, id: &str) -> Result<(), Fault> {
-        let task = self.task(id)?;
-        let exit = task.life.seen(None)?.exit;
-        let Some(oom) = &mut task.oom else { return Ok(()) };
-        let kills = match exit {
-            Some(exit) if exit.status() == KILLED => oom.watch.read_last(),
-            _ => oom.watch.read(),
-        };
-        let kills = kills.map_err(|errno| Fault::Failed(format!("look for out-of-memory kills: {errno}")))?;
-        if kills > 0 {
-            let task = self.task(id)?;
-            let facts = |watch: &OomWatch| task.with_cgroup(|cgroup| Ok(watch.facts(cgroup))).ok().flatten();
-            if let Some(facts) = task.oom.as_ref().and_then(|oom| facts(&oom.watch)) {
-                log::info!("container {id}: {facts}");
-            }
-            let event = events::TaskOOM { container_id: id.to_owned(), ..Default::default() };
-            self.publisher.publish(topic::TASK_OOM, &event);
-        }
-        Ok(())
-    }
 }
 
 fn answer<T>(reply: Reply<T>, answer: Result<T, Fault>) {
@@ -905,24 +733,6 @@ fn wire_status(status: Status) -> types::Status {
         Status::Pausing => types::Status::PAUSING,
         Status::Paused => types::Status::PAUSED,
         Status::Stopped => types::Status::STOPPED,
-    }
-}
-
-fn create_event(request: &wire::CreateTaskRequest, pid: Pid) -> events::TaskCreate {
-    events::TaskCreate {
-        container_id: request.id.clone(),
-        bundle: request.bundle.clone(),
-        rootfs: request.rootfs.clone(),
-        io: MessageField::some(events::TaskIO {
-            stdin: request.stdin.clone(),
-            stdout: request.stdout.clone(),
-            stderr: request.stderr.clone(),
-            terminal: request.terminal,
-            ..Default::default()
-        }),
-        checkpoint: request.checkpoint.clone(),
-        pid: number(pid),
-        ..Default::default()
     }
 }
 
