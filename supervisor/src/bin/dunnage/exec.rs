@@ -30,21 +30,8 @@ pub(crate) struct Args {
     /// Do not wait for the command
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Pass stdin on
-    #[arg(short, long)]
-    pub(crate) interactive: bool,
-    /// Give the command a terminal
-    #[arg(short, long)]
-    pub(crate) tty: bool,
-    /// Variables of the environment
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub(crate) env: Vec<String>,
-    /// Working directory
-    #[arg(short, long, value_name = "DIR")]
-    pub(crate) workdir: Option<String>,
-    /// User and group, by name or number
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub(crate) user: Option<String>,
+    #[command(flatten)]
+    pub(crate) setting: run::Setting,
     /// Keys that disconnect from a terminal, and leave the command running
     #[arg(long, value_name = "KEYS", default_value = attach::KEYS)]
     pub(crate) detach_keys: attach::Keys,
@@ -57,7 +44,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn exec(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
-    terminal::check(args.interactive && !args.detach, args.tty)?;
+    terminal::check(args.setting.interactive && !args.detach, args.setting.tty)?;
     if !nix::unistd::geteuid().is_root() {
         // The shim would have to enter the container's pid namespace and come back, which the kernel lets root only.
         bail!("not implemented: exec into an ordinary user's containers; run it as root");
@@ -71,8 +58,9 @@ pub(crate) async fn exec(global: &Global, args: Args) -> anyhow::Result<ExitCode
     let process = process(&args, &container)?;
     let signals = Signals::new()?;
     let exec = Exec { session: &session, id: &container.id, exec: random_id()? };
-    let pipes = if args.detach { None } else { Some(Pipes::make(&global.socket()?, &exec.exec, args.interactive)?) };
-    if let Err(error) = exec.start(&process, args.tty, pipes.as_ref()).await {
+    let pipes =
+        if args.detach { None } else { Some(Pipes::make(&global.socket()?, &exec.exec, args.setting.interactive)?) };
+    if let Err(error) = exec.start(&process, args.setting.tty, pipes.as_ref()).await {
         return run::refused(error);
     }
     match pipes {
@@ -87,7 +75,7 @@ fn process(args: &Args, container: &Container) -> anyhow::Result<Process> {
     let mut process = spec.process().clone().context("the container's config.json has no process")?;
     process.set_args(Some(args.command.clone()));
     let mut environment = process.env().clone().unwrap_or_default();
-    if let Some(user) = &args.user {
+    if let Some(user) = &args.setting.user {
         let root = format!("/proc/{}/root", container.pid);
         let user = Names::read(Path::new(&root))?.find(user)?;
         spec::merge(&mut environment, &[format!("HOME={}", user.home)], &[]);
@@ -98,19 +86,19 @@ fn process(args: &Args, container: &Container) -> anyhow::Result<Process> {
             process.set_capabilities(Some(sets));
         }
     }
-    if args.tty {
+    if args.setting.tty {
         let known = environment.iter().any(|variable| variable.starts_with("TERM="));
         environment.extend((!known).then(|| "TERM=xterm".to_owned()));
     }
     let ours: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    spec::merge(&mut environment, &args.env, &ours);
+    spec::merge(&mut environment, &args.setting.env, &ours);
     process.set_env(Some(environment));
-    if let Some(folder) = &args.workdir {
+    if let Some(folder) = &args.setting.workdir {
         process.set_cwd(folder.into());
     }
-    spec::shape(&mut process, args.tty, terminal::size());
+    spec::shape(&mut process, args.setting.tty, terminal::size());
     Ok(process)
 }
 
@@ -155,12 +143,12 @@ impl Exec<'_> {
             session: self.session,
             id: self.id,
             exec: &self.exec,
-            tty: args.tty,
-            stdin: args.interactive,
+            tty: args.setting.tty,
+            stdin: args.setting.interactive,
             keys: &args.detach_keys,
         };
         let ended = async {
-            let errors = async { if args.tty { Ok(()) } else { talk::copy(&stderr, io::stderr()).await } };
+            let errors = async { if args.setting.tty { Ok(()) } else { talk::copy(&stderr, io::stderr()).await } };
             futures::try_join!(talk::copy(&stdout, io::stdout()), errors)?;
             let request = WaitRequest { id: self.id.to_owned(), exec_id: self.exec.clone(), ..WaitRequest::default() };
             let ended = self.session.client.repeat(async |on, context| on.task.wait(context, &request).await).await?;

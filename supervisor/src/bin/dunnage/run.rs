@@ -26,10 +26,10 @@ mod seccomp;
 pub(crate) mod spec;
 pub(crate) mod user;
 
-pub(crate) use args::Args;
+pub(crate) use args::{Args, Setting};
 
 pub(crate) async fn run(global: &Global, args: Box<Args>) -> anyhow::Result<ExitCode> {
-    terminal::check(args.interactive && !args.detach, args.tty)?;
+    terminal::check(args.setting.interactive && !args.detach, args.setting.tty)?;
     let bundle = args.root.bundle.as_deref().map(libcontainer::spec::read).transpose()?;
     let session = Session::open(global).await?;
     let facts = facts(&session, &args).await?;
@@ -85,8 +85,8 @@ async fn launch(session: &Session, args: &Args, facts: &Facts, spec: &Spec) -> a
         spec: serde_json::to_vec(spec)?,
         machine_root: machine_root.into(),
         rootfs: root,
-        terminal: args.tty,
-        stdin: args.interactive,
+        terminal: args.setting.tty,
+        stdin: args.setting.interactive,
         labels: labels.map(|(name, value)| (name.to_owned(), value)).into(),
         auto_remove: args.rm && args.detach,
         ..LaunchRequest::default()
@@ -128,11 +128,11 @@ async fn foreground(
     args: &Args,
     signals: &Signals,
 ) -> anyhow::Result<ExitCode> {
-    let flags = WANTS_OUTPUT | WANTS_EVERYTHING | if args.interactive { BRINGS_STDIN } else { 0 };
+    let flags = WANTS_OUTPUT | WANTS_EVERYTHING | if args.setting.interactive { BRINGS_STDIN } else { 0 };
     let connection = frames::connect(Path::new(&container.attach), flags).await;
     let connection = connection.map_err(|error| NotStarted(format!("{error:#}")))?;
     start(session, container).await?;
-    let left = attach::stay(session, container, connection, args.interactive, &args.detach_keys, signals).await;
+    let left = attach::stay(session, container, connection, args.setting.interactive, &args.detach_keys, signals).await;
     match left {
         Ok(left) => {
             if args.rm && matches!(left, talk::Left::Ended(_)) {
@@ -170,7 +170,7 @@ async fn facts(session: &Session, args: &Args) -> anyhow::Result<Facts> {
         (None, Some(folder)) => cwd.join(folder).join("rootfs"),
         (None, None) => PathBuf::from("/"),
     };
-    let user = match &args.user {
+    let user = match &args.setting.user {
         None if args.root.bundle.is_some() => Default::default(),
         user => Names::read(&root)?.find(user.as_deref().unwrap_or("0"))?,
     };

@@ -12,27 +12,14 @@ pub(crate) struct Args {
     /// Leave it in the background and print its name
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Pass stdin on
-    #[arg(short, long)]
-    pub(crate) interactive: bool,
-    /// Give the command a terminal
-    #[arg(short, long)]
-    pub(crate) tty: bool,
     /// Remove the container once it has ended
     #[arg(long)]
     pub(crate) rm: bool,
     /// Name of the container, in place of twelve random digits
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Variables of the environment; without a value, it is the one they have here
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub(crate) env: Vec<String>,
-    /// Working directory
-    #[arg(short, long, value_name = "DIR")]
-    pub(crate) workdir: Option<PathBuf>,
-    /// User and group, by name or number
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub(crate) user: Option<String>,
+    #[command(flatten)]
+    pub(crate) setting: Setting,
     /// Name of the host, as the container sees it
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
@@ -48,6 +35,26 @@ pub(crate) struct Args {
     /// The command; with --bundle, that of its config.json if none is given
     #[arg(required_unless_present = "bundle", trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
+}
+
+/// What a command finds around itself, be it a container's first or a further one.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Setting {
+    /// Pass stdin on
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Variables of the environment; without a value, it is the one they have here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<PathBuf>,
+    /// User and group, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
 }
 
 /// What the container sees as /. Without a word, the machine's own root, which it may write to as it likes: nothing of

@@ -94,16 +94,16 @@ fn process(spec: &mut Spec, args: &Args, facts: &Facts, given: bool) -> anyhow::
         // The machine's root has descriptions of the terminals that the machine has seen; others have those of old.
         let own = facts.environment.iter().find(|(name, _)| name == "TERM" && facts.machine.is_some());
         let terminal = own.map_or("xterm", |(_, value)| value);
-        environment.extend(args.tty.then(|| format!("TERM={terminal}")));
+        environment.extend(args.setting.tty.then(|| format!("TERM={terminal}")));
         environment.push(format!("HOME={}", facts.user.home));
     }
-    merge(&mut environment, &args.env, &facts.environment);
+    merge(&mut environment, &args.setting.env, &facts.environment);
     process.set_env(Some(environment));
-    shape(process, args.tty, facts.window);
-    if args.user.is_some() || !given {
+    shape(process, args.setting.tty, facts.window);
+    if args.setting.user.is_some() || !given {
         become_user(process, &facts.user);
     }
-    if let Some(folder) = &args.workdir {
+    if let Some(folder) = &args.setting.workdir {
         if !folder.is_absolute() {
             bail!("--workdir {}: it must be an absolute path", folder.display());
         }
