@@ -14,10 +14,11 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
+use runtime_v2_server::connections;
 use tokio::{
     net::{UnixListener, UnixStream},
     select,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 pub(crate) mod frame;
@@ -35,8 +36,6 @@ use crate::{address, flow::Copy, serve::admit};
 const CLIENTS: usize = 64;
 /// How long a client may take to say what it wants, and to read why it is sent away.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Until a descriptor may be free again, of which nobody tells.
-const NO_DESCRIPTOR: Duration = Duration::from_secs(1);
 /// Bytes of input that are taken at a time.
 const INPUT: usize = 4096;
 
@@ -87,23 +86,17 @@ type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 async fn serve(listener: UnixListener, hub: Arc<Hub>) {
     let mut clients: FuturesUnordered<Serving> = FuturesUnordered::new();
+    let mut arrivals = pin!(connections(listener, admit));
     loop {
-        let accepted = select! {
-            accepted = listener.accept() => accepted,
+        let stream = select! {
+            Some(Ok(stream)) = arrivals.next() => stream,
             Some(()) = clients.next() => continue,
         };
-        match accepted.and_then(|(stream, _)| admit(&stream).map(|()| stream)) {
-            Ok(stream) if clients.len() < CLIENTS => clients.push(Box::pin(attend(hub.clone(), stream))),
+        if clients.len() < CLIENTS {
+            clients.push(Box::pin(attend(hub.clone(), stream)));
+        } else {
             // Nobody waits for this one to read it; it fits into a new socket.
-            Ok(stream) => {
-                drop(stream.try_write(&frame(Kind::CutOff, Refused::TooMany(CLIENTS).to_string().as_bytes())))
-            }
-            Err(error) => {
-                log::warn!("refused a client that wanted to attach: {error}");
-                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
-                    sleep(NO_DESCRIPTOR).await;
-                }
-            }
+            drop(stream.try_write(&frame(Kind::CutOff, Refused::TooMany(CLIENTS).to_string().as_bytes())));
         }
     }
 }
