@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
-use runtime_v2_server::{is_served, listen};
+use runtime_v2_server::{Listener, listen, listener};
 use sha2::{Digest as _, Sha256};
 
 /// Where sockets are when containerd does not say otherwise (2.3 and later may), whatever its own state folder is.
@@ -95,7 +95,8 @@ fn folder(path: &Path) -> &Path {
 
 /// With the folder locked: makes sure that nothing is at `path`, unless somebody serves there.
 fn remove_dead(path: &Path) -> Result<bool> {
-    if is_served(path).with_context(|| format!("connect to {}", path.display()))? {
+    // Whoever called listen(2), `start`, has ended long ago.
+    if listener(path).with_context(|| format!("connect to {}", path.display()))? != Listener::Nobody {
         return Ok(false);
     }
     match fs::remove_file(path) {

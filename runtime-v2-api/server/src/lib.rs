@@ -9,5 +9,5 @@ mod socket;
 pub use self::{
     connection::{Connection, connections},
     signal::{next_signal, signals},
-    socket::{is_served, listen},
+    socket::{Listener, listen, listener},
 };
