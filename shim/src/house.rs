@@ -45,6 +45,8 @@ use crate::{
     trace::Trace,
 };
 
+/// How many execs that have ended wait in each container for somebody to delete them.
+const ENDED: usize = 256;
 /// How many answers to a Delete we keep whose client was gone: it may ask again.
 const REMEMBERED: usize = 16;
 
@@ -97,6 +99,8 @@ struct Task {
     exit: Watch,
     init: Process,
     execs: BTreeMap<String, Process>,
+    /// Execs that have ended and are not deleted, the oldest first; only where a supervisor started us.
+    ended: VecDeque<String>,
     io_owner: (Uid, Gid),
     no_new_keyring: bool,
     oom: Option<Oom>,
@@ -117,7 +121,7 @@ struct Process {
     size: Option<(u16, u16)>,
     stdin_closed: bool,
     waits: Vec<Reply<wire::WaitResponse>>,
-    start: Option<Reply<wire::StartResponse>>,
+    starts: Vec<Reply<wire::StartResponse>>,
     deletes: Vec<Reply<wire::DeleteResponse>>,
 }
 
@@ -134,6 +138,16 @@ impl Process {
         {
             log::debug!("set the size of a terminal: {error}");
         }
+    }
+
+    fn answer_starts(&mut self, started: Result<Pid, Fault>) {
+        let response = |pid| wire::StartResponse { pid: number(pid), ..Default::default() };
+        let Some(first) = self.starts.pop() else { return };
+        for reply in self.starts.drain(..) {
+            let shared = started.as_ref().map(|pid| response(*pid));
+            answer(reply, shared.map_err(|fault| Fault::Failed(fault.to_string())));
+        }
+        answer(first, started.map(response));
     }
 
     fn signal(&self, signal: i32) -> Result<(), Fault> {
@@ -417,6 +431,7 @@ impl House {
             execs: BTreeMap::new(),
             io_owner,
             no_new_keyring,
+            ended: VecDeque::new(),
             oom: None,
             freezing: None,
             pause: None,
@@ -434,7 +449,7 @@ impl House {
         let exec = named(&request.exec_id);
         let begun = self.happen(&request.id, exec.map_or(Event::Start, Event::ExecStart));
         match begun.and_then(|()| self.task(&request.id)?.process(exec)) {
-            Ok(process) => process.start = Some(reply),
+            Ok(process) => process.starts.push(reply),
             Err(fault) => answer(reply, Err(fault)),
         }
     }
@@ -445,40 +460,52 @@ impl House {
         let pid = task.life.pid();
         let fine = started.is_ok();
         // The reply first: no exit may come before it.
-        if let Some(reply) = task.init.start.take() {
-            answer(reply, started.map(|()| wire::StartResponse { pid: number(pid), ..Default::default() }));
-        }
+        task.init.answer_starts(started.map(|()| pid));
         self.happen(id, if fine { Event::Started } else { Event::StartFailed })
     }
 
     fn executed(&mut self, id: &str, exec: &str, executed: Result<Executed, Fault>) -> Result<(), Fault> {
         let process = self.task(id)?.process(Some(exec))?;
-        let reply = process.start.take();
         match executed {
             Ok(Executed { child, stdio }) => {
                 process.settle(child.pidfd, stdio);
                 process.spec = None;
-                if let Some(reply) = reply {
-                    answer(reply, Ok(wire::StartResponse { pid: number(child.pid), ..Default::default() }));
-                }
+                process.answer_starts(Ok(child.pid));
                 let (chore_id, chore_exec) = (id.to_owned(), exec.to_owned());
                 self.chore(async move { Done::Exited(chore_id, Some(chore_exec), child.exit.await) });
                 self.happen(id, Event::ExecStarted(exec, child.pid))
             }
             Err(fault) => {
-                if let Some(reply) = reply {
-                    answer(reply, Err(fault));
-                }
+                process.answer_starts(Err(fault));
                 self.happen(id, Event::ExecFailed(exec))
             }
         }
     }
 
     fn exited(&mut self, id: &str, exec: Option<&str>, exit: Exit) -> Result<(), Fault> {
-        if let Some(stdio) = &mut self.task(id)?.process(exec)?.stdio {
+        let process = self.task(id)?.process(exec)?;
+        if let Some(stdio) = &mut process.stdio {
             stdio.exited();
         }
-        self.happen(id, exec.map_or(Event::Exited(exit), |exec| Event::ExecExited(exec, exit)))
+        let Some(exec) = exec else { return self.happen(id, Event::Exited(exit)) };
+        // Init's leads its execs into their namespaces; this one is of no use to anybody.
+        process.pidfd = None;
+        self.happen(id, Event::ExecExited(exec, exit))?;
+        self.forget_an_exec(id, exec)
+    }
+
+    /// Those who leave an exec to itself do not delete it, where no containerd does: only the latest are kept.
+    fn forget_an_exec(&mut self, id: &str, ended: &str) -> Result<(), Fault> {
+        if !self.ground.supervised {
+            return Ok(());
+        }
+        let task = self.task(id)?;
+        task.ended.push_back(ended.to_owned());
+        if task.ended.len() <= ENDED {
+            return Ok(());
+        }
+        let oldest = task.ended.pop_front().unwrap_or_default();
+        self.happen(id, Event::ExecDelete(&oldest))
     }
 
     fn delete(&mut self, request: &wire::DeleteRequest, reply: Reply<wire::DeleteResponse>) {
@@ -521,6 +548,7 @@ impl House {
     fn exec_removed(&mut self, id: &str, exec: &str) -> Result<(), Fault> {
         let task = self.task(id)?;
         let response = deleted(task.life.seen(Some(exec))?);
+        task.ended.retain(|ended| ended != exec);
         if let Some(process) = task.execs.remove(exec) {
             for reply in process.deletes {
                 answer(reply, Ok(response.clone()));

@@ -59,15 +59,15 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Ground {
     pub(crate) namespace: String,
     pub(crate) reaper: Reaper,
-    /// Somebody may ask how containers were started.
-    pub(crate) traces: bool,
+    /// A supervisor started us: it asks how containers were started, and nobody deletes every exec.
+    pub(crate) supervised: bool,
     /// Looked at once: a host with a thousand mounts takes its time to list them, and exec probes come every second.
     host: OnceCell<Host>,
 }
 
 impl Ground {
-    pub(crate) fn new(namespace: String, traces: bool) -> Self {
-        Self { namespace, reaper: Reaper::default(), traces, host: OnceCell::new() }
+    pub(crate) fn new(namespace: String, supervised: bool) -> Self {
+        Self { namespace, reaper: Reaper::default(), supervised, host: OnceCell::new() }
     }
 
     /// What this machine can do.
@@ -148,7 +148,7 @@ pub(crate) async fn create(
     request: &wire::CreateTaskRequest,
     given_up: impl Future<Output = ()>,
 ) -> Result<Created, Fault> {
-    let (begin, mut trace) = (SystemTime::now(), Trace::new(ground.traces));
+    let (begin, mut trace) = (SystemTime::now(), Trace::new(ground.supervised));
     if !request.checkpoint.is_empty() {
         return Err(Fault::Unimplemented("restore from a checkpoint"));
     }

@@ -235,6 +235,8 @@ impl Life {
         match event {
             Event::Start => match self.init {
                 Init::Created(pid) if !self.doomed => self.turn(Init::Starting(pid, None), vec![Action::Release]),
+                // Whoever asks again, after a connection that was lost, shares the answer.
+                Init::Starting(..) => Ok(vec![]),
                 _ => self.refuse("start"),
             },
             Event::Started => match self.init {
@@ -358,6 +360,7 @@ impl Life {
                     self.execs.insert(id.to_owned(), Exec::Starting(None));
                     Ok(vec![Action::Enter(id.to_owned())])
                 }
+                (Exec::Starting(_), _) => Ok(vec![]),
                 (exec, _) => Err(Refused::State { verb: "start", state: exec.state() }),
             },
             Event::ExecStarted(id, pid) => Ok(match *self.exec(id)? {
@@ -528,6 +531,18 @@ mod tests {
         let actions = life.on(Event::Started).unwrap();
         assert_eq!(published(&actions), [&News::Start(INIT), &News::Exit(None, INIT, exit(3))]);
         assert_eq!(life.seen(None).unwrap(), Seen { status: Status::Stopped, pid: Some(INIT), exit: Some(exit(3)) });
+    }
+
+    #[test]
+    fn a_start_that_is_asked_for_again_is_made_once() {
+        let mut life = created();
+        assert_eq!(life.on(Event::Start).unwrap(), [Action::Release]);
+        assert_eq!(life.on(Event::Start).unwrap(), []);
+        life.on(Event::Started).unwrap();
+        assert!(life.on(Event::Start).is_err(), "it is over");
+        life.on(Event::ExecAdd("e")).unwrap();
+        assert_eq!(life.on(Event::ExecStart("e")).unwrap(), [Action::Enter("e".into())]);
+        assert_eq!(life.on(Event::ExecStart("e")).unwrap(), []);
     }
 
     #[test]

@@ -331,6 +331,13 @@ fn a_container_lives_and_its_events_come_in_order() {
     });
 }
 
+fn exec_request(id: &str, exec_id: &str, script: &str) -> ExecProcessRequest {
+    let process = json!({"args": ["/bin/busybox", "sh", "-c", script], "cwd": "/", "user": {"uid": 0, "gid": 0}});
+    let spec = Any { value: process.to_string().into(), ..Default::default() };
+    let (id, exec_id) = (id.to_owned(), exec_id.to_owned());
+    ExecProcessRequest { id, exec_id, spec: MessageField::some(spec), ..Default::default() }
+}
+
 #[test]
 fn execs_of_a_container_end_before_it() {
     test(|| async {
@@ -338,17 +345,7 @@ fn execs_of_a_container_end_before_it() {
         let request = shim.bundle("c", "while :; do /bin/busybox sleep 1; done");
         let id = request.id.clone();
         shim.run(&request).await;
-        let exec = |exec_id: &str, script: &str| ExecProcessRequest {
-            id: id.clone(),
-            exec_id: exec_id.into(),
-            spec: MessageField::some(Any {
-                value: json!({"args": ["/bin/busybox", "sh", "-c", script], "cwd": "/", "user": {"uid": 0, "gid": 0}})
-                    .to_string()
-                    .into(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
+        let exec = |exec_id: &str, script: &str| exec_request(&id, exec_id, script);
         let start = |exec_id: &str| StartRequest { id: id.clone(), exec_id: exec_id.into(), ..Default::default() };
         for (exec_id, script) in [("short", "exit 7"), ("long", "/bin/busybox sleep 1000")] {
             shim.task.exec(context(), &exec(exec_id, script)).await.unwrap();

@@ -551,6 +551,36 @@ fn events_that_nobody_took_outlive_a_shim_that_is_killed() {
 }
 
 #[test]
+fn execs_that_are_left_to_themselves_keep_no_descriptor_and_are_forgotten_in_time() {
+    test(|| async {
+        let shim = Shim::supervised().await;
+        let request = shim.bundle("c", "while :; do /bin/busybox sleep 1; done");
+        let id = request.id.clone();
+        shim.run(&request).await;
+        let descriptors = || fs::read_dir(format!("/proc/{}/fd", shim.process.id())).unwrap().count();
+        let mut before = 0;
+        for number in 0..260 {
+            let exec = number.to_string();
+            shim.task.exec(context(), &exec_request(&id, &exec, "exit 7")).await.unwrap();
+            let start = StartRequest { id: id.clone(), exec_id: exec.clone(), ..Default::default() };
+            shim.task.start(context(), &start).await.unwrap();
+            assert_eq!(shim.wait(&id, &exec).await, 7);
+            if number == 3 {
+                before = descriptors();
+            }
+        }
+        assert_eq!(descriptors(), before);
+        assert_eq!(status(shim.state(&id, "3").await).0, Code::NOT_FOUND);
+        assert_eq!(shim.delete(&id, "4").await, 7, "the latest can still be asked for");
+        assert_eq!(shim.delete(&id, "259").await, 7);
+        shim.kill(&id).await;
+        assert_eq!(shim.wait(&id, "").await, 137);
+        assert_eq!(shim.delete(&id, "").await, 137);
+        shim.leave().await;
+    });
+}
+
+#[test]
 fn a_shim_that_leaves_takes_its_file_of_events_along() {
     test(|| async {
         let shim = Shim::supervised().await;
