@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dunnage_supervisor::client::{CallError, Client};
@@ -13,7 +12,6 @@ use futures::future::join_all;
 use runtime_v2_api::supervisor::{Container, ListRequest};
 use runtime_v2_api::task::{ExecProcessRequest, StartRequest, StateRequest};
 use runtime_v2_api::types::Status;
-use tokio::time::{Instant, sleep};
 use ttrpc::Code;
 
 use crate::args::{Global, Ids};
@@ -104,27 +102,19 @@ impl Session {
     }
 }
 
-/// Starts a container, or the exec `exec` in it. If the supervisor goes away before it answers, the shim is asked how far
-/// that has come.
+/// Starts a container, or the exec `exec` in it. If the supervisor goes away before it answers, the next is asked: the shim
+/// has both share one start, and refuses the second where the first has come to its end.
 pub(crate) async fn start_task(client: &Client, id: &str, exec: &str) -> Result<(), CallError> {
-    /// How long a start that was begun may take, and how often it is looked at: of its end only its client is told.
-    const PATIENCE: Duration = Duration::from_secs(10);
-    const PAUSE: Duration = Duration::from_millis(20);
     let request = StartRequest { id: id.to_owned(), exec_id: exec.to_owned(), ..StartRequest::default() };
-    let mut begun = None;
+    let mut again = false;
     loop {
         match client.call(async |on, context| on.task.start(context, &request).await).await {
-            Err(CallError::Gone { .. }) => drop(begun.get_or_insert_with(Instant::now)),
-            // The shim refuses it while the first is under way.
-            Err(error)
-                if begun.is_some_and(|begun| begun.elapsed() < PATIENCE) && error.code() == Some(Code::UNKNOWN) =>
-            {
-                sleep(PAUSE).await;
+            Err(CallError::Gone { .. }) => again = true,
+            Err(error) if again && error.code() == Some(Code::UNKNOWN) => {
+                let started = status(client, id, exec).await? != Status::CREATED;
+                return if started { Ok(()) } else { Err(error) };
             }
             answer => return answer.map(drop),
-        }
-        if status(client, id, exec).await? != Status::CREATED {
-            return Ok(());
         }
     }
 }
