@@ -310,6 +310,70 @@ fn limits_are_set_and_changed() {
 }
 
 #[test]
+fn rights_and_networks_are_as_asked() {
+    alone(|world| {
+        let run = |words: &[&str]| world.dunnage(["run", "--rm"].iter().chain(words).copied());
+        let capabilities = "grep CapEff /proc/self/status | cut -f2";
+        let effective = |words: &[&str]| {
+            let outcome = run(&[words, &["--", "sh", "-c", capabilities]].concat());
+            u64::from_str_radix(outcome.ok(), 16).expect("a set of capabilities")
+        };
+        let (usual, net_raw) = (effective(&[]), 1 << 13);
+        assert_eq!(effective(&["--cap-drop", "ALL"]), 0);
+        assert_eq!(effective(&["--cap-drop", "ALL", "--cap-add", "NET_RAW"]), net_raw);
+        assert_eq!(effective(&["--cap-drop", "net_raw"]), usual & !net_raw);
+
+        let profile = world.path("profile.json");
+        let rules = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls":
+            [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}"#;
+        fs::write(&profile, rules).unwrap();
+        let refused = run(&["--seccomp", profile.to_str().unwrap(), "--", "mkdir", "/tmp/x"]);
+        assert!(refused.code != 0 && refused.stderr.contains("No space left on device"), "{}", refused.stderr);
+        let mode = ["--", "sh", "-c", "grep Seccomp: /proc/self/status | cut -f2"];
+        assert_eq!(run(&[&["--seccomp", "unconfined"], &mode[..]].concat()).ok(), "0");
+        assert_eq!(run(&mode).ok(), "2", "the usual profile");
+
+        let network = ["--", "readlink", "/proc/self/ns/net"];
+        let ours = fs::read_link("/proc/self/ns/net").unwrap();
+        assert_eq!(run(&[&["--network", "host"], &network[..]].concat()).ok(), ours.to_str().unwrap());
+        assert_ne!(run(&network).ok(), ours.to_str().unwrap());
+    });
+}
+
+#[test]
+fn other_detach_keys_and_signals_by_name() {
+    alone(|world| {
+        let mut terminal = Terminal::new();
+        let words = ["run", "-it", "--name", "shell", "--detach-keys", "ctrl-a,d", "--", "sh"];
+        let shell = world.spawn_on(&terminal, words);
+        terminal.expect("# ");
+        terminal.type_in("echo not de\x10\x11tached\r");
+        terminal.type_in("\x01d");
+        assert_eq!(shell.wait().code, 0, "detached");
+        world
+            .dunnage([
+                "run",
+                "-d",
+                "--name",
+                "heeds",
+                "--",
+                "sh",
+                "-c",
+                "trap 'exit 8' USR1; while :; do sleep 0.05; done",
+            ])
+            .ok();
+        dunnage_tests::eventually("the trap to be set and sprung", || {
+            drop(world.dunnage(["kill", "--signal", "USR1", "heeds"]));
+            let phase = world.container("heeds").phase.enum_value_or_default();
+            (phase == Phase::STOPPED).then_some(())
+        });
+        let code = world.dunnage(["wait", "heeds"]).ok().to_owned();
+        assert!(["8", "138"].contains(&&*code), "{code}: before or after the trap was set");
+        assert!(world.dunnage(["kill", "--signal", "NONSENSE", "shell"]).refused().contains("NONSENSE"));
+    });
+}
+
+#[test]
 fn a_client_outlives_its_supervisor() {
     alone(|world| {
         let mut run = world.spawn(["run", "--rm", "-i", "--", "sh", "-c", "echo up; read x; echo $x; exit 12"]);
