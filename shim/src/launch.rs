@@ -33,7 +33,10 @@ use libcontainer::{
     state::{self, Init, State},
     sys::{Failed, process::pidfd_open},
 };
-use nix::unistd::{Gid, Pid, Uid};
+use nix::{
+    errno::Errno,
+    unistd::{Gid, Pid, Uid},
+};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Process, Spec};
 use runtime_v2_api::{task as wire, types};
 use tokio::{
@@ -474,13 +477,24 @@ impl Children {
 
     /// Watches those that are new. To be called before the event loop gets a chance to reap them.
     fn watch(&mut self, pids: &[Pid]) -> Result<(), Failed> {
+        let mut watched = Ok(());
         for &pid in pids {
             if !self.watched.iter().any(|child| child.pid == pid && child.waited.is_some()) {
                 let exit = self.reaper.watch(pid);
-                self.watched.push(Watched { pid, pidfd: Some(pidfd_open(pid)?), waited: Some(exit.clone()), exit });
+                let pidfd = match pidfd_open(pid) {
+                    Ok(pidfd) => Some(pidfd),
+                    // A copy that was reaped before we heard of it.
+                    Err(Failed { errno: Errno::ESRCH, .. }) => None,
+                    Err(failed) => {
+                        watched = Err(failed);
+                        None
+                    }
+                };
+                // Without a descriptor, too: what was made for it can go only once its end has come.
+                self.watched.push(Watched { pid, pidfd, waited: Some(exit.clone()), exit });
             }
         }
-        Ok(())
+        watched
     }
 
     /// The next of them to end.
@@ -747,4 +761,18 @@ fn own_pids(spec: &Spec) -> bool {
 
 fn failed(step: &str) -> impl Fn(io::Error) -> Fault {
     move |error| Fault::Failed(format!("{step}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_ended_before_we_heard_of_it_is_no_error_and_is_waited_for() {
+        let mut children = Children::new(&Reaper::default());
+        // A number that the kernel gives to nobody.
+        let gone = Pid::from_raw(i32::MAX);
+        children.watch(&[gone]).unwrap();
+        assert!(children.watched.iter().any(|child| child.pid == gone && child.waited.is_some()));
+    }
 }

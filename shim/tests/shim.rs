@@ -8,16 +8,22 @@ use std::{
     fs::{self, OpenOptions},
     future::Future,
     io::Read as _,
-    os::unix::{fs::OpenOptionsExt as _, net::UnixListener},
+    os::unix::{
+        fs::{FileExt as _, OpenOptionsExt as _},
+        net::UnixListener,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
-    sys::stat::Mode,
-    unistd::{geteuid, mkfifo},
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+    },
+    unistd::{Pid, geteuid, mkfifo},
 };
 use protobuf::{Message as _, MessageField};
 use runtime_v2_api::{
@@ -426,6 +432,50 @@ fn a_create_whose_client_leaves_is_undone() {
         assert!(created > 0);
         assert_eq!(shim.delete(&request.id, "").await, 137, "killed at its gate");
         shim.topics(&[topic::TASK_CREATE, topic::TASK_EXIT, topic::TASK_DELETE]).await;
+        shim.leave().await;
+    });
+}
+
+#[test]
+fn a_copy_that_failed_before_the_shim_heard_of_it_fails_its_create() {
+    test(|| async {
+        let shim = Shim::start().await;
+        let mut holder = Command::new(BUSYBOX);
+        let mut holder = holder.args(["unshare", "-U", "-r", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
+        let of_holder = |file: &str| PathBuf::from(format!("/proc/{}/{file}", holder.id()));
+        while fs::read_to_string(of_holder("gid_map")).unwrap().split_whitespace().ne(["0", "0", "1"]) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let pid = Pid::from_raw(shim.process.id().cast_signed());
+        let children = fs::File::open(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        for attempt in 0..10 {
+            // In a user namespace that exists, in others of its own: it goes on in a copy, of which a message tells.
+            let name = format!("c{attempt}");
+            let request = shim.bundle(&name, "exit 0");
+            let config = shim.folder.path().join(name).join("config.json");
+            let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+            let user = json!({"type": "user", "path": of_holder("ns/user")});
+            spec["linux"]["namespaces"].as_array_mut().unwrap().push(user);
+            spec["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 0, "size": 1}]);
+            spec["linux"]["gidMappings"] = spec["linux"]["uidMappings"].clone();
+            spec["mounts"] = json!([{"destination": "/sys", "type": "tmpfs", "source": "x", "options": ["size=wide"]}]);
+            fs::write(config, spec.to_string()).unwrap();
+
+            let task = shim.task.clone();
+            let create = tokio::spawn(async move { task.create(context(), &request).await });
+            // Until it is sent. From then on nothing may come between the look at its children and the signal.
+            tokio::time::sleep(Duration::from_micros(100)).await;
+            let sent = Instant::now();
+            while children.read_at(&mut [0], 0).unwrap() == 0 && sent.elapsed() < Duration::from_millis(100) {}
+            // Busy for a while with something else, it finds the message and the end of the copy at the same time.
+            kill(pid, Signal::SIGSTOP).unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            kill(pid, Signal::SIGCONT).unwrap();
+            let (_, text) = status(create.await.unwrap());
+            assert!(text.contains("wide"), "{text}");
+        }
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
         shim.leave().await;
     });
 }
