@@ -1,12 +1,14 @@
 //! Facts about this machine and our rights on it, read once. Planning looks only here.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use nix::unistd::geteuid;
 
 use crate::cgroup::Layout;
 use crate::seccomp::HostSeccomp;
+use crate::sys::process::namespace_is_below_us;
 
 /// What planning needs to know of the machine.
 #[derive(Debug, Clone)]
@@ -23,6 +25,8 @@ pub struct Host {
     pub in_user_namespace: bool,
     /// Groups may be chosen in the user namespace we are in, which its maker may have had to give up.
     pub may_set_groups: bool,
+    /// After another pid namespace we may enter our own again, which who entered one for its next child must.
+    pub pid_namespace_returns: bool,
     /// We may make device nodes.
     pub mknod: bool,
     /// The kernel shows its memory in /proc/kcore.
@@ -56,6 +60,7 @@ impl Host {
         let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
         let last = read("/proc/sys/kernel/cap_last_cap")?;
         let in_user_namespace = read("/proc/self/uid_map")?.split_whitespace().ne(["0", "0", "4294967295"]);
+        let has = |capability| caps::has_cap(None, caps::CapSet::Effective, capability).is_ok_and(|has| has);
         let enabled = |path: &str| fs::read_to_string(path).is_ok_and(|value| value.starts_with('Y'));
         Ok(Host {
             cgroups: Layout::detect().map_err(|why| error("the cgroup layout", &why))?,
@@ -65,8 +70,9 @@ impl Host {
             privileged: geteuid().is_root(),
             in_user_namespace,
             may_set_groups: !fs::read_to_string("/proc/self/setgroups").is_ok_and(|said| said.trim() == "deny"),
-            mknod: !in_user_namespace
-                && caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_MKNOD).is_ok_and(|has| has),
+            pid_namespace_returns: has(caps::Capability::CAP_SYS_ADMIN)
+                && fs::File::open("/proc/self/ns/pid").is_ok_and(|own| namespace_is_below_us(own.as_fd())),
+            mknod: !in_user_namespace && has(caps::Capability::CAP_MKNOD),
             kcore: Path::new("/proc/kcore").exists(),
             ignored_signals: ignored.ok_or_else(|| error("/proc/self/status", &"it has no SigIgn line"))?,
             apparmor: enabled("/sys/module/apparmor/parameters/enabled"),

@@ -54,7 +54,7 @@ pub struct Request {
 pub enum Meeting {
     /// systemd has put the child into its unit: its cgroup is the container's.
     Placed,
-    /// The child goes on in a copy of itself, which has a user namespace of its own.
+    /// The child goes on in a copy of itself: in a user namespace of its own, or in the container's pid namespace.
     Born,
     /// The id maps are written: the child may become root in its user namespace.
     Mapped,

@@ -146,7 +146,7 @@ pub(crate) enum Step {
     },
     /// Joins the namespaces of the running container in one call.
     JoinContainer(CloneFlags),
-    /// Goes on in a copy of itself, born in new namespaces, as the runtime's child.
+    /// Goes on in a copy of itself, born in new namespaces and in the pid namespace it has joined, as the runtime's child.
     Fork(CloneFlags),
     /// Root in the user namespace.
     BecomeRoot,
@@ -419,6 +419,7 @@ impl fmt::Display for Step {
             Step::OomScoreAdj(score) => write!(f, "set oom_score_adj {score}"),
             Step::Join { kind, .. } => write!(f, "join the opened {kind} namespace"),
             Step::JoinContainer(flags) => write!(f, "join the container's namespaces: {}", Kinds(*flags)),
+            Step::Fork(flags) if flags.is_empty() => f.write_str("go on in a copy, born in that pid namespace"),
             Step::Fork(flags) => write!(f, "go on in new namespaces: {}", Kinds(*flags)),
             Step::BecomeRoot => f.write_str("become root in the user namespace"),
             Step::CgroupNamespace => f.write_str("make a cgroup namespace of where it is"),

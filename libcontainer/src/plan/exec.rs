@@ -7,7 +7,7 @@ use nix::sched::CloneFlags;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use super::identity::{self, Identity};
-use super::{Entry, Namespaces, Plan, Problems, SpecError};
+use super::{Entry, Meeting, Namespaces, Plan, Problems, SpecError};
 use crate::facts::StateFacts;
 use crate::host::Host;
 use crate::step::root::Root;
@@ -51,14 +51,23 @@ impl Plan {
         let initial = cpus(affinity.map(|a| a.initial()), "process.execCPUAffinity.initial", &mut bad);
         let last = cpus(affinity.map(|a| a.cpu_affinity_final()), "process.execCPUAffinity.final", &mut bad);
 
-        let pid =
-            if namespaces.is_own(LinuxNamespaceType::Pid) { PidNamespace::Container } else { PidNamespace::ByFlags };
+        let own_pid = namespaces.is_own(LinuxNamespaceType::Pid);
+        // Where we could not go back to our own pid namespace, the child enters the container's, and goes on in a copy
+        // that is born there.
+        let copies = own_pid && !host.pid_namespace_returns;
+        let pid = if own_pid && !copies { PidNamespace::Container } else { PidNamespace::ByFlags };
         p.entries.push(Entry::Clone(Clone { flags: CloneFlags::empty(), pid, time_offsets: Vec::new() }));
         p.child(Step::Isolate { ignored_signals: host.ignored_signals });
         initial.into_iter().for_each(|step| p.child(step));
         p.child(Step::EnterCgroups);
         identity.before_joining(&mut p);
-        p.child(Step::JoinContainer(namespaces.to_join()));
+        if copies {
+            p.child(Step::JoinContainer(namespaces.to_join() | CloneFlags::CLONE_NEWPID));
+            p.child(Step::Fork(CloneFlags::empty()));
+            p.meet(Meeting::Born); // before the runtime knows of the copy it must not end
+        } else {
+            p.child(Step::JoinContainer(namespaces.to_join()));
+        }
         if namespaces.has_user() {
             p.child(Step::BecomeRoot);
         }

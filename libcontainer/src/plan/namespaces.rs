@@ -234,8 +234,8 @@ impl Namespaces {
         flags
     }
 
-    /// The kinds a process must join to be in the container: all that are not the runtime's, but for pid, which it
-    /// is born in.
+    /// The kinds a process must join to be in the container: all that are not the runtime's, but for pid, which somebody
+    /// has to be born in.
     pub(crate) fn to_join(&self) -> CloneFlags {
         let own = KINDS.iter().zip(&self.choices).filter(|(_, choice)| **choice != Choice::Runtime);
         own.fold(CloneFlags::empty(), |flags, ((_, flag, _), _)| flags | *flag) - CloneFlags::CLONE_NEWPID

@@ -45,7 +45,7 @@ impl fmt::Display for Meeting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Meeting::Placed => "meet: systemd has put the process into its unit",
-            Meeting::Born => "meet: the user namespace exists",
+            Meeting::Born => "meet: the copy is there",
             Meeting::Mapped => "meet: ids are mapped",
             Meeting::Mounted => "meet: everything is mounted",
             Meeting::HooksDone => "meet: the runtime's hooks have run",

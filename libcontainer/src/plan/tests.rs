@@ -8,12 +8,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::sched::CloneFlags;
 use oci_spec::runtime::{LinuxSeccompAction, Process, Spec};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::cgroup::{Hierarchies, Hierarchy, Layout};
 use crate::seccomp::{Abi, HostSeccomp};
+use crate::step::PidNamespace;
 use crate::step::mount::Mount;
 
 const SAMPLES: [&str; 7] = [
@@ -41,6 +43,7 @@ fn host(hierarchies: Hierarchies) -> Host {
         privileged: true,
         in_user_namespace: false,
         may_set_groups: true,
+        pid_namespace_returns: true,
         mknod: true,
         kcore: true,
         ignored_signals: 0,
@@ -60,6 +63,11 @@ fn v1() -> Host {
         hierarchy(&folder, &name.split(',').collect::<Vec<_>>())
     });
     host(Hierarchies::V1 { controllers: controllers.to_vec(), unified: None })
+}
+
+/// The same in a user namespace of an ordinary user.
+fn below(host: &Host) -> Host {
+    Host { in_user_namespace: true, pid_namespace_returns: false, mknod: false, ..host.clone() }
 }
 
 fn folder() -> PathBuf {
@@ -135,6 +143,7 @@ fn sample_plans() -> Vec<Plan> {
                 let hooked = create(config.clone(), &host).unwrap_or_else(|error| panic!("{name}: {error}"));
                 plans.push(hooked);
                 plans.push(exec(config.clone(), probe(&config), &host).unwrap());
+                plans.push(exec(config.clone(), probe(&config), &below(&host)).unwrap());
             }
         }
     }
@@ -164,6 +173,8 @@ fn engines_specs_become_the_expected_plans() {
         let config = config(name, true);
         compare(&format!("{name}-exec"), &exec(config.clone(), probe(&config), &v2()).unwrap());
     }
+    let config = config("docker", false);
+    compare("docker-exec-rootless", &exec(config.clone(), probe(&config), &below(&v2())).unwrap());
 }
 
 const POD: &str = "kubepods-burstable-poda1.slice:cri-containerd:app";
@@ -371,6 +382,19 @@ fn a_further_process_waits_for_nobody() {
         // What the runtime did beside it would come too late.
         assert!(!plan.entries.iter().any(|entry| matches!(entry, Entry::Parent(_) | Entry::Both(_))), "{plan}");
     }
+}
+
+#[test]
+fn without_a_way_back_a_copy_is_born_in_the_containers_pid_namespace() {
+    let config = config("docker", false);
+    let plan = exec(config.clone(), probe(&config), &below(&v2())).unwrap();
+    let clone = |entry: &Entry| matches!(entry, Entry::Clone(clone) if clone.pid == PidNamespace::ByFlags);
+    assert!(plan.entries.iter().any(clone), "{plan}");
+    let joins = |step: &Step| matches!(step, Step::JoinContainer(flags) if flags.contains(CloneFlags::CLONE_NEWPID));
+    let fork = plan.place(|step| matches!(step, Step::Fork(_)));
+    assert!(plan.place(joins) < fork && plan.place(joins).is_some(), "{plan}");
+    // Else it could end, and be reaped, before the runtime knows that it is its child.
+    assert_eq!(meeting(&plan, Meeting::Born), fork.map(|fork| fork + 1), "{plan}");
 }
 
 #[test]

@@ -350,6 +350,19 @@ pub fn namespace_kind(fd: BorrowedFd<'_>) -> Result<c_int, Failed> {
     Ok(check(Call::Ioctl, c_long::from(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE as _) }))? as c_int)
 }
 
+/// Whether the namespace behind `fd` belongs to our user namespace or to one below (`NS_GET_USERNS`, ioctl_ns(2)): the
+/// kernel shows us no other owner. Linux 4.9.
+pub fn namespace_is_below_us(fd: BorrowedFd<'_>) -> bool {
+    const NS_GET_USERNS: c_ulong = 0xb701;
+    // SAFETY: an ioctl without an argument.
+    let Ok(owner) = check(Call::Ioctl, c_long::from(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_USERNS as _) })) else {
+        return false;
+    };
+    // SAFETY: the kernel returned a new descriptor, which nobody else knows.
+    drop(unsafe { OwnedFd::from_raw_fd(owner as RawFd) });
+    true
+}
+
 /// Descriptors held by number, for the one place where a caller passes bare numbers to its container.
 pub fn dup_to(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), Failed> {
     // SAFETY: the target number is one of the three standard streams of a process about to exec, owned by nobody.

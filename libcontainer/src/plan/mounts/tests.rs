@@ -21,6 +21,7 @@ fn host(hierarchies: Hierarchies) -> Host {
         privileged: true,
         in_user_namespace: false,
         may_set_groups: true,
+        pid_namespace_returns: true,
         mknod: true,
         kcore: true,
         ignored_signals: 0,

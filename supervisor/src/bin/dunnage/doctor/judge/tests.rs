@@ -68,6 +68,7 @@ fn fine() -> Facts {
             last_capability: 40,
             privileged: true,
             in_user_namespace: false,
+            pid_namespace_returns: true,
             mknod: true,
             kcore: true,
             ignored_signals: 0,
