@@ -248,6 +248,11 @@ impl Cgroup {
         self.groups.iter().map(|group| &group.place)
     }
 
+    /// It has no directory in any hierarchy, as for a user whom none was delegated to: nothing in it can be found by it.
+    pub fn is_nowhere(&self) -> bool {
+        self.groups.is_empty()
+    }
+
     /// Opens the way in for a new process.
     ///
     /// # Errors

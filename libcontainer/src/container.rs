@@ -173,7 +173,11 @@ impl Container {
     /// # Errors
     /// When the kernel refuses.
     pub fn signal_all(&self, signal: Signal) -> Result<(), ContainerError> {
-        Ok(self.cgroup()?.signal_all(signal)?)
+        match self.cgroup()? {
+            // Its first process takes its pid namespace along.
+            cgroup if cgroup.is_nowhere() => self.signal(signal as i32),
+            cgroup => Ok(cgroup.signal_all(signal)?),
+        }
     }
 
     /// Every process in it, as numbered in our pid namespace.

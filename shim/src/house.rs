@@ -343,6 +343,10 @@ impl House {
                 return task.with_cgroup(Cgroup::thaw);
             }
             Action::Signal(exec, signal) => return task.process(exec.as_deref())?.signal(signal),
+            // An ordinary user's container may have no cgroup: its first process takes its pid namespace along.
+            Action::SignalAll(signal) if task.with_cgroup(|cgroup| Ok(cgroup.is_nowhere()))? => {
+                return task.process(None)?.signal(signal);
+            }
             Action::SignalAll(signal) => return task.with_cgroup(|cgroup| signal_all(cgroup, signal)),
             Action::KillAll => return task.with_cgroup(Cgroup::kill),
             Action::LookForOom => {

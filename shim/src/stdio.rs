@@ -69,6 +69,11 @@ pub(crate) enum StdioError {
     NoReader { what: &'static str, path: PathBuf },
     #[error("{step}: {source}")]
     System { step: &'static str, source: io::Error },
+    #[error(
+        "give a pipe to user {0}:{1}, who is not mapped in our user namespace: for others than root an ordinary user needs \
+         newuidmap, and ranges of ids in /etc/subuid and /etc/subgid"
+    )]
+    Unmapped(Uid, Gid),
     #[error("listen for who attaches: {0:#}")]
     Attach(anyhow::Error),
     #[error("stdin {stdin:?} with stdout {stdout:?}: {why}")]
@@ -369,7 +374,10 @@ impl User {
 
     /// Lets the process reopen its end of a pipe, as `/dev/stdout` for one.
     fn own(&self, pipe: &OwnedFd) -> Result<(), StdioError> {
-        fchown(pipe, Some(self.uid), Some(self.gid)).map_err(|errno| system("give a pipe to its user")(errno.into()))
+        match fchown(pipe, Some(self.uid), Some(self.gid)) {
+            Err(Errno::EINVAL) => Err(StdioError::Unmapped(self.uid, self.gid)),
+            given => given.map_err(|errno| system("give a pipe to its user")(errno.into())),
+        }
     }
 }
 

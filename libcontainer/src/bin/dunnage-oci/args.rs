@@ -26,7 +26,7 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Global {
     /// Folder of the containers' states; better one that does not survive a reboot
-    #[arg(long, default_value = "/run/dunnage-oci")]
+    #[arg(long, default_value_os_t = usual_root())]
     pub(crate) root: PathBuf,
     /// File to append log lines to, instead of stderr
     #[arg(long)]
@@ -43,6 +43,13 @@ pub(crate) struct Global {
     /// Accepted for runc's sake: what this user may not do is an error either way
     #[arg(long, value_name = "true|false|auto", default_value = "auto", value_parser = ["true", "false", "auto"])]
     rootless: String,
+}
+
+/// Root's, or an ordinary user's own.
+fn usual_root() -> PathBuf {
+    let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let own = own.filter(|_| !nix::unistd::geteuid().is_root());
+    own.unwrap_or_else(|| "/run".into()).join("dunnage-oci")
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

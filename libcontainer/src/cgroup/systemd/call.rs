@@ -14,7 +14,7 @@ use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 use super::bus::{Address, Broken, Connection};
 use super::properties::{self, Property};
 use super::wire::{self, Message, Method};
-use super::{SavedUnit, Unit};
+use super::{Manager, SavedUnit, Unit};
 
 /// How long systemd may take. It answers in a millisecond, but not while it reloads the units of a large host.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -156,6 +156,13 @@ impl Call {
         }
         let pid = (!unit.is_slice()).then_some(pid);
         Call::new(&unit.saved(), Want::Start { properties, pid, again: true })
+    }
+
+    /// Puts a process into a new scope of the user's systemd, in which it may make cgroups as it likes.
+    pub fn enclose(name: &str, description: &str, pid: Pid) -> Call {
+        let unit = SavedUnit { name: name.to_owned(), manager: Manager::User };
+        let properties = properties::of_enclosure(description, Manager::User.slice());
+        Call::new(&unit, Want::Start { properties, pid: Some(pid), again: true })
     }
 
     /// Changes properties of a unit, until it ends.

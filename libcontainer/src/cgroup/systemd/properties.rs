@@ -51,12 +51,7 @@ pub(super) fn of_new(id: &str, unit: &Unit, limits: &Limits, layout: &Layout) ->
     let mut all = vec![Property::new("Description", format!("dunnage container {id}"))];
     match unit.is_slice() {
         true => all.push(Property::new("Wants", vec![unit.slice().to_owned()])),
-        false => all.extend([
-            Property::new("Slice", unit.slice().to_owned()),
-            Property::new("Delegate", true),
-            // A unit that has failed is forgotten like any other.
-            Property::new("CollectMode", "inactive-or-failed").since(236),
-        ]),
+        false => all.extend(of_scope(unit.slice())),
     }
     let io = if layout.is_v2() { "IOAccounting" } else { "BlockIOAccounting" };
     let counted = ["MemoryAccounting", "CPUAccounting", io, "TasksAccounting"];
@@ -70,6 +65,23 @@ pub(super) fn of_new(id: &str, unit: &Unit, limits: &Limits, layout: &Layout) ->
     if limits.allowed_devices().is_some() {
         all.push(Property::new("DevicePolicy", "strict"));
     }
+    all
+}
+
+/// What each of our scopes has.
+fn of_scope(slice: &str) -> [Property; 3] {
+    [
+        Property::new("Slice", slice.to_owned()),
+        Property::new("Delegate", true),
+        // A unit that has failed is forgotten like any other.
+        Property::new("CollectMode", "inactive-or-failed").since(236),
+    ]
+}
+
+/// What a scope has in which a process makes cgroups by itself.
+pub(super) fn of_enclosure(description: &str, slice: &str) -> Vec<Property> {
+    let mut all = vec![Property::new("Description", description.to_owned())];
+    all.extend(of_scope(slice));
     all
 }
 

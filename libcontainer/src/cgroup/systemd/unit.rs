@@ -46,7 +46,7 @@ impl Manager {
     }
 
     /// The slice of units that name none.
-    fn slice(self) -> &'static str {
+    pub(super) fn slice(self) -> &'static str {
         match self {
             Manager::System => "system.slice",
             Manager::User => "user.slice",
