@@ -15,6 +15,7 @@ mod launch;
 mod logging;
 pub mod metrics;
 pub mod paths;
+mod place;
 mod recover;
 pub mod relay;
 mod remove;

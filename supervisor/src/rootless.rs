@@ -12,19 +12,16 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use libcontainer::{
-    cgroup::Layout,
-    sys::{
-        process::{CloneOptions, Cloned, clone3, exit_now},
-        wait::{self, Exit},
-    },
+use libcontainer::sys::{
+    process::{CloneOptions, Cloned, clone3, exit_now},
+    wait::{self, Exit},
 };
 use nix::{
     sched::{CloneFlags, unshare},
-    unistd::{Uid, execve, getegid, geteuid, getpid},
+    unistd::{Pid, Uid, execve, getegid, geteuid, getpid},
 };
 
-use crate::paths::ROOTLESS;
+use crate::{paths::ROOTLESS, place};
 
 /// Whether we are an ordinary user who is not in such a namespace yet.
 pub fn is_needed() -> bool {
@@ -37,6 +34,10 @@ pub fn is_needed() -> bool {
 /// # Errors
 /// When the kernel or the system's configuration forbids it.
 pub fn enter() -> Result<Infallible> {
+    if let Err(error) = place::take() {
+        // Containers do without. Nobody is left to tell if this fails.
+        drop(writeln!(std::io::stderr(), "dunnaged: containers will have no limits: {error:#}"));
+    }
     // Asked for before: inside, nobody knows any more who we are.
     let (uid, gid) = (geteuid(), getegid());
     let ranges = Ranges::of(uid);
@@ -141,22 +142,28 @@ fn execute_again() -> Result<Infallible> {
     execve(c"/proc/self/exe", &argv, &environment).context("execute ourselves in the user namespace")
 }
 
-/// What an ordinary user's containers go without on this machine, for people; `None` for root.
-pub fn shortcomings() -> Option<String> {
-    if geteuid().is_root() && env::var_os(ROOTLESS).is_none() {
-        return None;
-    }
+/// What the containers of an ordinary user's supervisor, by its pid, go without on this machine, for people.
+pub fn shortcomings(supervisor: u32) -> String {
+    let supervisor = Pid::from_raw(supervisor.cast_signed());
     let mut missing = Vec::new();
-    let lone = |file| fs::read_to_string(file).is_ok_and(|map| map.lines().count() < 2);
-    let ranges = Ranges::of(geteuid());
-    if if geteuid().is_root() { lone("/proc/self/uid_map") } else { ranges.uids.is_none() || ranges.gids.is_none() } {
-        missing.push("no user but root in containers (needs newuidmap and lines in /etc/subuid and /etc/subgid)");
+    let map = fs::read_to_string(format!("/proc/{supervisor}/uid_map")).unwrap_or_default();
+    if map.lines().count() < 2 {
+        missing
+            .push("no user but root in containers (needs newuidmap and lines in /etc/subuid and /etc/subgid)".into());
     }
-    if !Layout::detect().is_ok_and(|layout| layout.is_v2()) {
-        missing.push("no limits (needs cgroup v2, delegated by a systemd user session)");
+    match place::controllers(supervisor) {
+        Some(there) => {
+            let lacking =
+                ["cpu", "memory", "pids"].into_iter().filter(|name| !there.split_whitespace().any(|one| one == *name));
+            let lacking = lacking.collect::<Vec<_>>().join(" and ");
+            if !lacking.is_empty() {
+                missing.push(format!("no limits of {lacking} (not delegated to users: Delegate= of user@.service)"));
+            }
+        }
+        None => missing.push("no limits, pause or stats (needs cgroup v2 and a systemd user session)".into()),
     }
-    missing.extend(["no exec", "no writing to the machine's own root"]);
-    Some(format!("as an ordinary user: {}", missing.join("; ")))
+    missing.push("no writing to the machine's own root".into());
+    format!("as an ordinary user: {}", missing.join("; "))
 }
 
 #[cfg(test)]

@@ -32,6 +32,10 @@ fn main() -> ExitCode {
         drop(writeln!(io::stderr(), "dunnaged: {error:#}"));
         return ExitCode::FAILURE;
     }
+    // After the way there, it is `exe`, which tells nobody anything.
+    if let Err(errno) = nix::sys::prctl::set_name(c"dunnaged") {
+        log::debug!("name this process: {errno}");
+    }
     let done = Paths::of_this_user()
         .map_err(anyhow::Error::from)
         .and_then(|paths| if args.check { check(&args.flags, &paths) } else { serve::serve(&args.flags, &paths) });

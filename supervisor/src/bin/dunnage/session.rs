@@ -9,6 +9,7 @@ use dunnage_supervisor::paths::Paths;
 use dunnage_supervisor::rootless;
 use dunnage_supervisor::start::{Folders, Started, start};
 use futures::future::join_all;
+use runtime_v2_api::Empty;
 use runtime_v2_api::supervisor::{Container, ListRequest};
 use runtime_v2_api::task::{ExecProcessRequest, StartRequest, StateRequest};
 use runtime_v2_api::types::Status;
@@ -54,10 +55,12 @@ impl Session {
                         log.display()
                     ));
                 }
-                if let Some(missing) = rootless::shortcomings() {
-                    complain(&missing);
+                let client = Client::await_and_connect(&socket, &global.namespace).await?;
+                if !nix::unistd::geteuid().is_root() {
+                    let version = client.repeat(async |on, with| on.supervisor.version(with, &Empty::default()).await);
+                    complain(&rootless::shortcomings(version.await?.pid));
                 }
-                Client::await_and_connect(&socket, &global.namespace).await
+                Ok(client)
             }
             client => client,
         };

@@ -186,6 +186,11 @@ fn mounted(hierarchies: &Hierarchies) -> &[Hierarchy] {
 /// our own on v1, beside our own on v2.
 fn closed(hierarchies: &Hierarchies) -> Vec<(PathBuf, Errno)> {
     let v2 = matches!(hierarchies, Hierarchies::V2(_));
+    // A user's systemd gives the supervisor a place.
+    let own_systemd = std::env::var_os("XDG_RUNTIME_DIR").map(|folder| Path::new(&folder).join("systemd/private"));
+    if v2 && !geteuid().is_root() && own_systemd.is_some_and(|socket| socket.exists()) {
+        return Vec::new();
+    }
     let refused = |hierarchy: &Hierarchy| {
         let own =
             hierarchy.mount.join(if v2 { hierarchy.own.parent().unwrap_or(&hierarchy.own) } else { &hierarchy.own });

@@ -284,10 +284,15 @@ fn cgroups(facts: &Facts, layout: &Layout) -> Vec<Finding> {
     if let Some((mount, errno)) = facts.closed_cgroups.first() {
         let fix = match errno {
             Errno::EROFS => format!("mount -o remount,rw {}", mount.display()),
-            _ => "run as root, or have a subtree delegated to you".to_owned(),
+            _ => "run as root, or have a subtree delegated to you (cgroup v2: by a systemd session of your own)"
+                .to_owned(),
         };
         let found = format!("cannot make any in {}: {}", mount.display(), errno.desc());
-        findings.push(Broken.finding("cgroups", found, NOTHING, fix));
+        // An ordinary user's containers can do without.
+        findings.push(match capable(facts) {
+            true => Broken.finding("cgroups", found, NOTHING, fix),
+            false => Limited.finding("cgroups", found, "limits, pause and stats", fix),
+        });
     }
     let hybrid = matches!(layout.hierarchies, Hierarchies::V1 { unified: Some(_), .. });
     let named = CONTROLLERS.map(|(v1, v2, purpose)| (if layout.is_v2() { v2 } else { v1 }, purpose));

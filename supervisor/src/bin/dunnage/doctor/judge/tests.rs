@@ -236,6 +236,9 @@ fn an_ordinary_user_is_not_told_what_only_root_may_ask() {
     let subjects: Vec<&str> =
         findings.iter().filter(|f| f.verdict != Verdict::Ok).map(|finding| finding.subject.as_str()).collect();
     assert_eq!(subjects, ["capabilities", "kernel.keys.maxkeys", "rootless"]);
+    // Containers do without them.
+    facts.closed_cgroups = vec![("/sys/fs/cgroup".into(), Errno::EACCES)];
+    assert_eq!(Verdict::of(&judge(&facts)), Limited);
     facts.ordinary_userns = failed(Call::Clone3, Errno::EPERM);
     assert_eq!(Verdict::of(&judge(&facts)), Broken);
 }
