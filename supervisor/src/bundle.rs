@@ -16,6 +16,8 @@ use nix::mount::{MsFlags, mount};
 use runtime_v2_api::{supervisor as wire, types};
 use serde::Deserialize;
 
+use crate::book::Name;
+
 /// The folder for what a container writes to the machine's own root.
 const SCRATCH: &str = "scratch";
 /// Annotations by which a container asks for the shim of others.
@@ -76,6 +78,20 @@ impl Spec {
         let mappings = config.linux.and_then(|linux| linux.gid_mappings).unwrap_or_default();
         Ok(Self { group: mappings.iter().find(|mapping| mapping.container == 0).map(|mapping| mapping.host) })
     }
+}
+
+/// Names the unit of systemd that is to be the container's cgroup. A client that does not know that the configuration wants
+/// one has named a folder; who has named a unit keeps it.
+pub(crate) fn name_unit(config: &[u8], name: &Name) -> Result<Vec<u8>, String> {
+    let failed = |error: serde_json::Error| format!("spec: {error}");
+    let mut config: serde_json::Value = serde_json::from_slice(config).map_err(failed)?;
+    if let Some(linux) = config.get_mut("linux").and_then(serde_json::Value::as_object_mut) {
+        let named = linux.get("cgroupsPath").and_then(serde_json::Value::as_str).is_some_and(|path| path.contains(':'));
+        if !named {
+            linux.insert("cgroupsPath".to_owned(), format!(":dunnage:{}-{}", name.namespace, name.id).into());
+        }
+    }
+    serde_json::to_vec(&config).map_err(failed)
 }
 
 /// Makes the bundle with `config` as its config.json.

@@ -49,13 +49,16 @@ struct Wanted {
 pub(crate) async fn launch(
     ground: &Arc<Ground>,
     namespace: &str,
-    request: wire::LaunchRequest,
+    mut request: wire::LaunchRequest,
     limit: Option<Duration>,
 ) -> Result<wire::Container, Fault> {
     let until = Instant::now() + limit.unwrap_or(LIMIT);
     let name = Name::new(namespace, &request.id).map_err(Fault::Invalid)?;
     let spec = Spec::read(&request).map_err(Fault::Invalid)?;
     let options = options(ground, &request.options).map_err(Fault::Invalid)?;
+    if request.options.is_none() && ground.settings().runtime.systemd_cgroup {
+        request.spec = bundle::name_unit(&request.spec, &name).map_err(Fault::Invalid)?;
+    }
     let begin = now();
     ground.book.add(&name, |created| entry(ground, &name, &request, created)).map_err(|error| match error {
         AddError::Exists(_) => Fault::Exists(error.to_string()),
