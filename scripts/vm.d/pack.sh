@@ -85,7 +85,8 @@ pack_payload() {
         take_binary "$root" "$path"
         ln -s "$path" "$root/tests/$name"
     done
-    for path in "$(built debug)"/{dunnage-oci,dunnage,containerd-shim-dunnage-v2} "$(built release)"/containerd-shim-dunnage-v2; do
+    for path in "$(built debug)"/{dunnage-oci,dunnage,dunnaged,containerd-shim-dunnage-v2} \
+        "$(built release)"/{dunnage,dunnaged,containerd-shim-dunnage-v2}; do
         [ ! -e "$path" ] || take_binary "$root" "$path"
     done
     take "$root" "$top/libcontainer/tests/plans" "$top/libcontainer/tests/profiles" ${files[@]+"${files[@]}"}

@@ -7,7 +7,11 @@ use std::{
     fs::{self, OpenOptions},
     os::{
         fd::AsFd as _,
-        unix::{fs::PermissionsExt as _, net::UnixDatagram, process::CommandExt as _},
+        unix::{
+            fs::{PermissionsExt as _, chown},
+            net::UnixDatagram,
+            process::CommandExt as _,
+        },
     },
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
@@ -46,11 +50,53 @@ pub struct Alone {
     flags: RefCell<Vec<OsString>>,
     scratch: Cell<u32>,
     heard_all: Cell<bool>,
+    /// Whom supervisor and command line run as, if not as root.
+    user: Option<User>,
+}
+
+/// An ordinary user.
+#[derive(Clone, Debug)]
+pub struct User {
+    id: u32,
+    /// /etc/passwd, /etc/subuid and /etc/subgid as the supervisor sees them, in a mount namespace of its own.
+    known: bool,
+    /// Instead of one in the folder of the case.
+    runtime_dir: Option<PathBuf>,
+}
+
+impl User {
+    /// One of whom the machine knows nothing but the number.
+    pub fn unknown() -> Self {
+        Self { id: 41_000, known: false, runtime_dir: None }
+    }
+
+    /// One who has a name, and ranges of further ids. Only the supervisor has ever heard of them.
+    pub fn with_ranges() -> Self {
+        Self { id: 41_001, known: true, runtime_dir: None }
+    }
+
+    /// The user `porter` of the guest of `scripts/vm systemd`, who has ranges of ids and a systemd of their own. Elsewhere
+    /// there is none, which is said; `DUNNAGE_TEST_SYSTEMD=must` forbids that.
+    pub fn porter() -> Option<Self> {
+        let runtime_dir = PathBuf::from("/run/user/1000");
+        if runtime_dir.join("systemd/private").exists() {
+            return Some(Self { id: 1000, known: false, runtime_dir: Some(runtime_dir) });
+        }
+        let must = env::var_os("DUNNAGE_TEST_SYSTEMD").is_some_and(|value| value == "must");
+        assert!(!must, "DUNNAGE_TEST_SYSTEMD=must, and user 1000 has no systemd");
+        case::say_skipped(thread::current().name().unwrap_or("test"), "user 1000 has no systemd here");
+        None
+    }
 }
 
 /// Runs `test` in a world of its own, and judges what it left. Skips, and says so, where containers cannot be run at
 /// all, unless `ROOT_TESTS=must` forbids it.
 pub fn alone(test: impl FnOnce(&Alone)) {
+    alone_as(None, test);
+}
+
+/// The same with a supervisor and a command line that an ordinary user runs.
+pub fn alone_as(user: impl Into<Option<User>>, test: impl FnOnce(&Alone)) {
     let title = thread::current().name().unwrap_or("test").to_owned();
     let Some(subject) = case::subject(&title) else { return };
     if !subject.is_ours() {
@@ -66,7 +112,11 @@ pub fn alone(test: impl FnOnce(&Alone)) {
         flags: RefCell::default(),
         scratch: Cell::new(0),
         heard_all: Cell::new(true),
+        user: user.into(),
     };
+    if let Some(user) = &alone.user {
+        user.move_in(&alone);
+    }
     fs::write(alone.log_path(), "").expect("make a transcript");
     let result = catch_unwind(AssertUnwindSafe(|| {
         alone.start();
@@ -82,6 +132,60 @@ pub fn alone(test: impl FnOnce(&Alone)) {
         resume_unwind(panic);
     }
     dir.close().expect("remove the folder of the case");
+}
+
+impl User {
+    /// Folders of the user's own, and the programs where they can be reached whoever's the checkout is.
+    fn move_in(&self, world: &Alone) {
+        for name in ["home", "state", "root", "run"] {
+            fs::create_dir(world.path(name)).expect("make a folder");
+            chown(world.path(name), Some(self.id), Some(self.id)).expect("give a folder away");
+            fs::set_permissions(world.path(name), fs::Permissions::from_mode(0o700)).expect("close a folder");
+        }
+        fs::create_dir(world.path("bin")).expect("make a folder");
+        for name in ["dunnage", "dunnaged", "containerd-shim-dunnage-v2"] {
+            let from = world.programs.join(name);
+            fs::copy(&from, world.path("bin").join(name)).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+        }
+        fs::create_dir(world.path("etc")).expect("make a folder");
+        let passwd = fs::read_to_string("/etc/passwd").expect("read /etc/passwd");
+        fs::write(world.path("etc/passwd"), format!("{passwd}stevedore:x:{0}:{0}::/:/bin/sh\n", self.id))
+            .expect("write");
+        for name in ["etc/subuid", "etc/subgid"] {
+            fs::write(world.path(name), "stevedore:300000:65536\n").expect("write");
+        }
+    }
+
+    /// Runs a command as this user.
+    fn dress(&self, world: &Alone, command: &mut Command) {
+        let run = self.runtime_dir.clone().unwrap_or_else(|| world.path("run"));
+        command.env("HOME", world.path("home")).env("XDG_RUNTIME_DIR", run).current_dir("/");
+        if !self.known {
+            command.uid(self.id).gid(self.id);
+        }
+    }
+
+    /// The same for one that is to see the user's entries in /etc: a command before the command.
+    fn introduce(&self, world: &Alone, program: &Path) -> Command {
+        if !self.known {
+            return Command::new(program);
+        }
+        let mut command = Command::new("unshare");
+        let script = "mount --make-rprivate / && for file in passwd subuid subgid; do \
+                      mount --bind \"$0/$file\" /etc/$file || exit; done && exec setpriv \"$@\"";
+        command.args(["--mount", "sh", "-c", script]).arg(world.path("etc"));
+        let ids = [format!("--reuid={}", self.id), format!("--regid={}", self.id), "--clear-groups".to_owned()];
+        command.args(ids).arg(program);
+        command
+    }
+
+    /// Makes this thread one of the user's, for good.
+    fn become_it(&self) {
+        let (uid, gid) = (rustix::process::Uid::from_raw(self.id), rustix::process::Gid::from_raw(self.id));
+        rustix::thread::set_thread_groups(&[]).expect("drop the groups");
+        rustix::thread::set_thread_res_gid(gid, gid, gid).expect("become the user's group");
+        rustix::thread::set_thread_res_uid(uid, uid, uid).expect("become the user");
+    }
 }
 
 impl Alone {
@@ -107,7 +211,7 @@ impl Alone {
 
     /// One of the programs under test.
     pub fn program(&self, name: &str) -> PathBuf {
-        let path = self.programs.join(name);
+        let path = if self.user.is_some() { self.path("bin").join(name) } else { self.programs.join(name) };
         assert!(path.is_file(), "no {}: build it with scripts/test", path.display());
         path
     }
@@ -126,13 +230,18 @@ impl Alone {
 
     /// The supervisor's command, not started.
     pub fn daemon(&self) -> Command {
-        let mut command = Command::new(self.program("dunnaged"));
+        let program = self.program("dunnaged");
+        let mut command =
+            self.user.as_ref().map_or_else(|| Command::new(&program), |user| user.introduce(self, &program));
         let shim = self.program("containerd-shim-dunnage-v2");
         command.arg("--state").arg(self.state()).arg("--root").arg(self.root()).arg("--shim").arg(shim);
         command.args(&*self.flags.borrow());
         // What a service manager gives, and no more; the name of the case marks what is started from there.
         command.env_clear().env("PATH", env::var_os("PATH").unwrap_or_default()).env("DUNNAGE_TEST", &self.name);
         command.process_group(0).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+        if let Some(user) = &self.user {
+            user.dress(self, &mut command);
+        }
         command
     }
 
@@ -140,6 +249,7 @@ impl Alone {
     pub fn start(&self) {
         let ready = self.path(format!("notify-{}", self.next()));
         let notified = UnixDatagram::bind(&ready).expect("listen for readiness");
+        fs::set_permissions(&ready, fs::Permissions::from_mode(0o666)).expect("let everybody say so");
         let log = OpenOptions::new().append(true).open(self.log_path()).expect("open the log");
         let mut command = self.daemon();
         let child = command.env("NOTIFY_SOCKET", &ready).stderr(log).spawn().expect("start dunnaged");
@@ -200,7 +310,11 @@ impl Alone {
 
     /// `dunnage`, in the namespace of the case, not started.
     pub fn client<S: Into<OsString>>(&self, words: impl IntoIterator<Item = S>) -> Command {
-        self.cli().command(words)
+        let mut command = self.cli().command(words);
+        if let Some(user) = &self.user {
+            User { known: false, ..user.clone() }.dress(self, &mut command);
+        }
+        command
     }
 
     /// What it takes to run `dunnage`, for other threads.
@@ -238,12 +352,27 @@ impl Alone {
     }
 
     /// Asks the supervisor itself.
-    pub fn ask<T>(&self, call: impl AsyncFnOnce(&SupervisorClient, Context) -> ttrpc::Result<T>) -> ttrpc::Result<T> {
-        let runtime = runtime();
-        let client = runtime.block_on(Client::connect(&format!("unix://{}", self.socket().display())))?;
-        let mut context = with_duration(patience());
-        context.set("containerd-namespace-ttrpc".to_owned(), vec![self.name.clone()]);
-        runtime.block_on(call(&SupervisorClient::new(client), context))
+    pub fn ask<T: Send>(
+        &self,
+        call: impl AsyncFnOnce(&SupervisorClient, Context) -> ttrpc::Result<T> + Send,
+    ) -> ttrpc::Result<T> {
+        let (socket, name, user) = (self.socket(), self.name.clone(), self.user.clone());
+        let ask = move || {
+            let runtime = runtime();
+            let client = runtime.block_on(Client::connect(&format!("unix://{}", socket.display())))?;
+            let mut context = with_duration(patience());
+            context.set("containerd-namespace-ttrpc".to_owned(), vec![name]);
+            runtime.block_on(call(&SupervisorClient::new(client), context))
+        };
+        let Some(user) = user else { return ask() };
+        // It answers nobody but its own user, not even root.
+        thread::scope(|scope| {
+            let asked = scope.spawn(|| {
+                user.become_it();
+                ask()
+            });
+            asked.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
     }
 
     /// All containers, of all namespaces.

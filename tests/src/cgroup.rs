@@ -31,12 +31,12 @@ fn hierarchies() -> Vec<Hierarchy> {
     all
 }
 
-/// Every cgroup called `name` at most two levels below a root, with what is in it, deepest first.
+/// Every cgroup called `name`, with what is in it, deepest first. An ordinary user's are far below the root.
 pub fn carrying(name: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for hierarchy in hierarchies() {
         let mut level = vec![hierarchy.mount];
-        for _ in 0..3 {
+        while !level.is_empty() {
             level = level.iter().flat_map(|dir| folders(dir)).collect();
             for dir in level.iter().filter(|dir| dir.file_name().is_some_and(|own| own == name)) {
                 descend(dir, &mut found);

@@ -35,7 +35,7 @@ mod subject;
 mod terminal;
 mod wait;
 
-pub use alone::{Alone, Cli, alone};
+pub use alone::{Alone, Cli, User, alone, alone_as};
 pub use case::{Case, case, case_of_ours, case_under_systemd};
 pub use client::{Foreground, Outcome, Run, namespace_of};
 pub use events::Event;

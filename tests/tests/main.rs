@@ -18,6 +18,7 @@ mod nowait;
 mod options;
 mod oracle;
 mod pause;
+mod rootless;
 mod sharing;
 mod stdio;
 mod supervisor;
