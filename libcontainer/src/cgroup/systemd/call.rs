@@ -281,7 +281,9 @@ impl Call {
         // In one go: their answers tell nothing, but for the last one's.
         if !connection.address.direct {
             self.send(Method { member: "Hello", ..BUS }, None::<&(String,)>)?;
-            self.send(Method { member: "AddMatch", ..BUS }, Some(&(JOB_REMOVED,)))?;
+            // The third argument is the unit: of others' we hear nothing, however many start beside us.
+            let rule = format!("{JOB_REMOVED},arg2='{}'", self.unit);
+            self.send(Method { member: "AddMatch", ..BUS }, Some(&(rule,)))?;
         }
         self.send(Method { member: "Subscribe", ..SYSTEMD }, None::<&(String,)>)?;
         let get = Method { interface: "org.freedesktop.DBus.Properties", member: "Get", ..SYSTEMD };
