@@ -188,6 +188,10 @@ impl Plan {
         let linux = spec.linux().as_ref().unwrap_or(&none);
         refuse_unsupported(spec, linux, &mut bad);
         let namespaces = Namespaces::read(linux, renames(spec), &mut bad);
+        if namespaces.joins_pid() && !host.pid_namespace_returns {
+            // The runtime enters it to have the child born there, and would not come back.
+            bad.add("linux.namespaces", "only root can join a pid namespace by its path");
+        }
         let hooks = identity::Hooks::read(spec, &mut bad);
         let Some(process) = identity::Identity::read(spec, linux, host, &namespaces, &mut bad) else {
             return Err(SpecError(bad.0));

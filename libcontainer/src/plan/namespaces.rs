@@ -114,6 +114,11 @@ impl Namespaces {
         self.of(kind) != &Choice::Runtime
     }
 
+    /// It is born in a pid namespace that is there already.
+    pub(crate) fn joins_pid(&self) -> bool {
+        matches!(self.of(LinuxNamespaceType::Pid), Choice::Join(_))
+    }
+
     /// Its user namespace is made with it.
     pub(crate) fn user_is_new(&self) -> bool {
         self.is_new(LinuxNamespaceType::User)

@@ -536,6 +536,19 @@ fn a_user_namespace_without_a_root_is_refused() {
 }
 
 #[test]
+fn who_could_not_leave_a_pid_namespace_does_not_enter_it() {
+    let mut config = config("ctr", false);
+    for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+        if namespace["type"] == "pid" {
+            namespace["path"] = json!("/proc/4242/ns/pid");
+        }
+    }
+    create(config.clone(), &v2()).unwrap();
+    let error = create(config, &below(&v2())).unwrap_err();
+    assert!(error.to_string().contains("only root can join a pid namespace"), "{error}");
+}
+
+#[test]
 fn of_two_values_for_a_name_the_last_counts() {
     let config = with(config("ctr", false), "/process/env", json!(["A=1", "B=2", "A=3"]));
     let plan = create(config, &v2()).unwrap();
