@@ -10,6 +10,9 @@ use crate::cgroup::Layout;
 use crate::seccomp::HostSeccomp;
 use crate::sys::process::namespace_is_below_us;
 
+#[cfg(test)]
+pub(crate) mod sample;
+
 /// What planning needs to know of the machine.
 #[derive(Debug, Clone)]
 pub struct Host {

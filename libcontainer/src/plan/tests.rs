@@ -9,12 +9,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sched::CloneFlags;
-use oci_spec::runtime::{LinuxSeccompAction, Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::cgroup::{Hierarchies, Hierarchy, Layout};
-use crate::seccomp::{Abi, HostSeccomp};
+use crate::cgroup::Hierarchies;
+use crate::host::sample::{hierarchy, host};
 use crate::step::PidNamespace;
 use crate::step::mount::Mount;
 
@@ -27,30 +27,6 @@ const SAMPLES: [&str; 7] = [
     "kubernetes-userns-pause",
     "kubernetes-userns-app",
 ];
-
-fn hierarchy(mount: &str, controllers: &[&str]) -> Hierarchy {
-    let controllers = controllers.iter().map(ToString::to_string).collect();
-    Hierarchy { controllers, mount: mount.into(), own: "".into() }
-}
-
-fn host(hierarchies: Hierarchies) -> Host {
-    use LinuxSeccompAction as Action;
-    let actions = vec![Action::ScmpActAllow, Action::ScmpActErrno, Action::ScmpActKillProcess, Action::ScmpActTrace];
-    Host {
-        cgroups: Layout { hierarchies, hugepage_sizes: vec!["2MB".to_owned()], user_namespace: false },
-        seccomp: HostSeccomp { native: Abi::X86_64, actions, flags: vec![] },
-        last_capability: 40,
-        privileged: true,
-        in_user_namespace: false,
-        may_set_groups: true,
-        pid_namespace_returns: true,
-        mknod: true,
-        kcore: true,
-        ignored_signals: 0,
-        apparmor: false,
-        selinux: false,
-    }
-}
 
 fn v2() -> Host {
     host(Hierarchies::V2(hierarchy("/sys/fs/cgroup", &["cpuset", "cpu", "io", "memory", "hugetlb", "pids"])))

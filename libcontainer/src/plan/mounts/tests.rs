@@ -4,31 +4,9 @@ use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::cgroup::{Hierarchies, Hierarchy, Layout};
-use crate::seccomp::{Abi, HostSeccomp};
+use crate::cgroup::Hierarchies;
+use crate::host::sample::{hierarchy, host};
 use crate::step::mount::{Flags, NearProc};
-
-fn hierarchy(mount: &str, controllers: &[&str]) -> Hierarchy {
-    let controllers = controllers.iter().map(ToString::to_string).collect();
-    Hierarchy { controllers, mount: mount.into(), own: "".into() }
-}
-
-fn host(hierarchies: Hierarchies) -> Host {
-    Host {
-        cgroups: Layout { hierarchies, hugepage_sizes: vec![], user_namespace: false },
-        seccomp: HostSeccomp { native: Abi::X86_64, actions: vec![], flags: vec![] },
-        last_capability: 40,
-        privileged: true,
-        in_user_namespace: false,
-        may_set_groups: true,
-        pid_namespace_returns: true,
-        mknod: true,
-        kcore: true,
-        ignored_signals: 0,
-        apparmor: false,
-        selinux: false,
-    }
-}
 
 fn v2() -> Host {
     host(Hierarchies::V2(hierarchy("/sys/fs/cgroup", &["cpu", "memory"])))
