@@ -143,7 +143,9 @@ impl Metrics {
         }
         let mut states: BTreeMap<(String, &str), u64> = BTreeMap::new();
         for container in &containers {
-            *states.entry((container.namespace.clone(), state(container))).or_default() += 1;
+            *states
+                .entry((container.namespace.clone(), state(container.phase.enum_value_or_default())))
+                .or_default() += 1;
         }
         text.family("containers", "Containers by namespace and state", MetricType::Gauge, move |rows| {
             for ((namespace, state), count) in &states {
@@ -277,8 +279,9 @@ fn seconds(time: &Timestamp) -> f64 {
     time.seconds as f64 + f64::from(time.nanos) / 1e9
 }
 
-fn state(container: &Container) -> &'static str {
-    match container.phase.enum_value_or_default() {
+/// The word for a phase, as programs read it: here, and in what `dunnage` prints for them.
+pub fn state(phase: Phase) -> &'static str {
+    match phase {
         Phase::UNKNOWN => "unknown",
         Phase::LAUNCHING => "launching",
         Phase::CREATED => "created",

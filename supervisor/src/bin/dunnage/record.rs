@@ -3,10 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use runtime_v2_api::{
-    Timestamp,
-    supervisor::{Container, Phase},
-};
+use dunnage_supervisor::metrics;
+use runtime_v2_api::{Timestamp, supervisor::Container};
 use serde::Serialize;
 
 use crate::words;
@@ -51,7 +49,7 @@ impl<'a> From<&'a Container> for Record<'a> {
         Record {
             namespace: &container.namespace,
             id: &container.id,
-            phase: name(words::phase(container)),
+            phase: metrics::state(words::phase(container)),
             reason: text(&container.reason),
             pid: Some(container.pid).filter(|pid| *pid > 0),
             shim_pid: Some(container.shim_pid).filter(|pid| *pid > 0),
@@ -70,18 +68,6 @@ impl<'a> From<&'a Container> for Record<'a> {
             attach: text(&container.attach),
             labels: container.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
         }
-    }
-}
-
-fn name(phase: Phase) -> &'static str {
-    match phase {
-        Phase::UNKNOWN => "unknown",
-        Phase::LAUNCHING => "launching",
-        Phase::CREATED => "created",
-        Phase::RUNNING => "running",
-        Phase::PAUSED => "paused",
-        Phase::STOPPED => "stopped",
-        Phase::LOST => "lost",
     }
 }
 
