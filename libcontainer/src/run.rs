@@ -5,34 +5,29 @@
 //! no other call of the process may.
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{Pid, Uid};
 
-use crate::cgroup::systemd::{Call as Systemd, SavedUnit, Why};
-use crate::cgroup::{Cgroup, CgroupError, MemoryFacts};
+use crate::cgroup::systemd::{Call as Systemd, SavedUnit};
+use crate::cgroup::{Cgroup, MemoryFacts};
+use crate::hooks;
 use crate::host::Host;
 use crate::plan::{Entry, Meeting, Plan, Who};
 use crate::seccomp::Listener;
-use crate::step::{Chore, ClonedInto, Step, clone_child};
-use crate::sys::process::{
-    Cloned, block_signals, exit_now, namespace_kind, pidfd_getfd, pidfd_open, pidfd_pid, pidfd_send_signal,
-    restore_signals,
-};
+use crate::step::{Chore, Step};
+use crate::sys::process::{pidfd_getfd, pidfd_open, pidfd_send_signal};
 use crate::sys::wait::Exit;
 use crate::sys::{Call, Failed, io_failed};
-use crate::{cgroup, hooks};
 
+mod birth;
 mod child;
 mod error;
 pub(crate) mod fds;
 mod timeline;
+mod undo;
 mod wire;
 
 pub use error::{Cause, RunError};
@@ -186,78 +181,7 @@ pub struct Launched {
     pub timeline: Option<Timeline>,
 }
 
-/// How often, and how far apart, we try to remove the cgroup of a container that failed: what its hooks left there is
-/// killed, and cgroup v1 tells nobody when it is gone.
-const SWEEPS: u32 = 500;
-const SWEEP_AFTER: Duration = Duration::from_millis(10);
-
 impl Launch {
-    /// Carries out what comes before the child, and makes the child.
-    ///
-    /// # Errors
-    /// The first step that failed. Everything made before it is gone again.
-    pub fn begin(plan: Plan, io: Io, into: Into<'_>) -> Result<Launch, RunError> {
-        let whole = |failed| plan.error(None, failed);
-        one_thread(&plan)?;
-        let timeline = Timeline::new(plan.entries.len()).map_err(whole)?;
-        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
-        let (ours, theirs) = pair.map_err(Call::Socketpair.failed()).map_err(whole)?;
-        let mut fds = Fds::new(theirs, plan.state.clone());
-        fds.preserved = plan.preserve_fds;
-        if plan.entries.iter().any(|entry| matches!(entry, Entry::Child(Step::Hook(_)))) {
-            fds.hook_stderr = Some(hooks::stderr().map_err(whole)?);
-        }
-        let hook_stderr = fds.hook_stderr.as_ref().map(fs::File::try_clone).transpose();
-        let hook_stderr = hook_stderr.map_err(io_failed(Call::Dup)).map_err(whole)?;
-        if let Io::Fds { stdin, stdout, stderr } = io {
-            for (place, fd) in fds.stdio.iter_mut().zip([stdin, stdout, stderr]) {
-                *place = Some(above_stdio(fd).map_err(whole)?);
-            }
-        }
-        let mut running = None;
-        let gated = matches!(&into, Into::New { gate: Some(_), .. });
-        let host = match into {
-            Into::New { host, gate } => {
-                fds.gate = gate;
-                Some(host)
-            }
-            Into::Running { cgroup, init } => {
-                let init = fds.container.insert(init);
-                let beside = Beside { cgroup, init: pidfd_pid(init.as_fd()).map_err(whole)? };
-                fds.cgroup = Some(beside.entry().map_err(|error| plan.error(None, error))?);
-                running = Some(beside);
-                None
-            }
-        };
-        let mut cgroup = None;
-        for (at, entry) in plan.entries.iter().enumerate() {
-            let error = |cause: Cause| plan.error(Some(at), cause);
-            match entry {
-                Entry::Before(chore) => {
-                    timeline.begin(at);
-                    before(chore, host, &mut fds, &mut cgroup).map_err(error)?;
-                    timeline.end(at);
-                }
-                Entry::Clone(clone) => {
-                    timeline.begin(at);
-                    let (pid, pidfd) = make_child(&plan, clone, fds, running.as_ref(), &timeline).map_err(error)?;
-                    timeline.end(at);
-                    let forks = plan.entries.iter().any(|entry| matches!(entry, Entry::Child(Step::Fork(_))));
-                    return Ok(Launch {
-                        at: at + 1,
-                        forks,
-                        cgroup,
-                        hook_stderr,
-                        gated,
-                        ..Launch::of(plan, pid, pidfd, ours, timeline)
-                    });
-                }
-                Entry::Parent(_) | Entry::Child(_) | Entry::Both(_) => {}
-            }
-        }
-        Err(whole(Failed { call: Call::Clone3, errno: Errno::EINVAL }))
-    }
-
     /// Goes on with a child that waits at its gate: `wire` is a connection to it.
     ///
     /// # Errors
@@ -595,71 +519,6 @@ impl Launch {
         self.plan.error(step, Cause::Died { exit: None, oom: None }) // `undo` knows more
     }
 
-    fn fail(&mut self, error: RunError) {
-        // Now, because the cgroup goes with its last process where it is systemd's.
-        self.oom = self.oom.take().or(self.oom());
-        self.child.kill();
-        if let Some(hook) = &mut self.hook
-            && let Err(failed) = hook.kill()
-        {
-            log::debug!("cannot kill a hook of a container that failed: {failed}");
-        }
-        self.systemd = None;
-        // Who did not answer once will not do so now. The unit ends with the child.
-        if matches!(error.cause(), Cause::Systemd(error) if matches!(error.why(), Why::Stalled { .. })) {
-            self.unit = None;
-        }
-        self.failure.get_or_insert(error);
-    }
-
-    /// What the memory controller says, if it has killed.
-    fn oom(&self) -> Option<MemoryFacts> {
-        self.cgroup.as_ref().and_then(Cgroup::memory_facts).filter(|facts| facts.kills > 0)
-    }
-
-    /// Once child and hook are reaped, removes the cgroup and returns the failure.
-    fn undo(&mut self) -> Result<Progress, RunError> {
-        if (self.exit.is_none() && !self.adopted) || self.hook.is_some() {
-            return Ok(Progress::Waiting);
-        }
-        let oom = self.oom().or(self.oom.take());
-        if let Some(failure) = &mut self.failure {
-            failure.child_ended(self.exit, oom);
-            let child = |at| matches!(self.plan.entries.get(at), Some(Entry::Child(_)));
-            if self.exit == Some(Exit::Signal(libc::SIGKILL))
-                && !self.timeline.iter().flat_map(Timeline::spans).any(|span| child(span.step))
-            {
-                failure.child_was_born_dead();
-            }
-        }
-        if let Some(cgroup) = &mut self.cgroup {
-            let (_, left) = self.sweep.unwrap_or((Instant::now(), SWEEPS));
-            match cgroup.kill().and_then(|()| cgroup.remove()) {
-                Ok(()) => {}
-                Err(CgroupError::Busy { .. }) if left > 0 => {
-                    self.sweep = Some((Instant::now() + SWEEP_AFTER, left - 1));
-                    return Ok(Progress::Waiting);
-                }
-                Err(error) => log::warn!("cannot remove the cgroup of a container that failed: {error}"),
-            }
-            (self.cgroup, self.sweep) = (None, None);
-        }
-        if let Some(unit) = self.unit.take() {
-            self.systemd = Some(Systemd::stop(&unit));
-        }
-        if let Some(systemd) = &mut self.systemd {
-            match systemd.advance() {
-                Ok(false) => return Ok(Progress::Waiting),
-                Ok(true) => {}
-                Err(error) => log::warn!("after a container that failed: {error}"),
-            }
-            self.systemd = None;
-        }
-        self.child.0 = None;
-        let unknown = Cause::Died { exit: self.exit, oom: None };
-        Err(self.failure.take().unwrap_or_else(|| self.plan.error(None, unknown)))
-    }
-
     /// Hands the seccomp agent its descriptor, with the state document.
     fn pass_listener(&self, number: i32) -> Result<(), Failed> {
         let filter = self.plan.entries.iter().find_map(|entry| match entry {
@@ -675,114 +534,5 @@ impl Launch {
     fn say_go(&self) -> Result<(), Failed> {
         let wire = self.wire.as_ref().ok_or(Failed { call: Call::Sendmsg, errno: Errno::EPIPE })?;
         Message::Go(self.pid.as_raw()).send(wire.as_fd(), None)
-    }
-}
-
-/// A child of a process with threads could deadlock on a lock that a thread held: refuse.
-fn one_thread(plan: &Plan) -> Result<(), RunError> {
-    // The link count of the directory is two, and one for each thread (proc(5)).
-    let threads = fs::metadata("/proc/self/task").map_err(io_failed(Call::Statx)).map_err(|f| plan.error(None, f))?;
-    match threads.nlink().saturating_sub(2) {
-        1 => Ok(()),
-        threads => Err(plan.error(None, Cause::Threads(threads))),
-    }
-}
-
-/// Descriptors below 3 would be in the way when the child arranges its own.
-fn above_stdio(fd: OwnedFd) -> Result<OwnedFd, Failed> {
-    if fd.as_raw_fd() > 2 { Ok(fd) } else { crate::sys::process::dup_above(fd.as_fd(), 3) }
-}
-
-/// What the runtime does before the child exists.
-fn before(chore: &Chore, host: Option<&Host>, fds: &mut Fds, made: &mut Option<Cgroup>) -> Result<(), Cause> {
-    // The path could name anything, a FIFO too: nothing here waits.
-    let read = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    match chore {
-        Chore::OpenNamespace { kind, flag, path, change } => {
-            let fd = nix::fcntl::open(path, read, Mode::empty()).map_err(Call::Open.failed())?;
-            match namespace_kind(fd.as_fd()) {
-                Ok(kind) if kind == flag.bits() => {}
-                // ENOTTY: no namespace at all.
-                Ok(_) | Err(Failed { errno: Errno::ENOTTY, .. }) => {
-                    return Err(Failed { call: Call::Setns, errno: Errno::EINVAL }.into());
-                }
-                Err(failed) => return Err(failed.into()),
-            }
-            let own = fs::metadata(format!("/proc/self/ns/{kind}")).map_err(io_failed(Call::Statx))?;
-            if *change && fstat(&fd).map_err(Call::Fstat.failed())?.st_ino == own.ino() {
-                return Err(Failed { call: Call::HostRule, errno: Errno::EPERM }.into());
-            }
-            fds.namespaces.push((*flag, fd));
-        }
-        Chore::Mount(mount) => mount.run(fds)?,
-        Chore::Cgroup { path, limits } => {
-            if let Some(host) = host {
-                let cgroup = made.insert(Cgroup::create(path, limits, &host.cgroups)?);
-                fds.cgroup = Some(cgroup.entry()?);
-            }
-        }
-        Chore::BesideSystemd { path, unit } => {
-            if let Some(host) = host {
-                let cgroup = made.insert(Cgroup::create_beside_systemd(path, unit.clone(), &host.cgroups)?);
-                fds.cgroup = Some(cgroup.entry()?);
-            }
-        }
-        Chore::DelegateCgroup(uid) => made.iter().try_for_each(|cgroup| cgroup.delegate(Uid::from_raw(*uid)))?,
-        Chore::Unit { .. } | Chore::IdMaps { .. } | Chore::OomScoreAdj(_) | Chore::Rlimits(_) | Chore::Hook(_) => {}
-    }
-    Ok(())
-}
-
-/// The way into a container that runs.
-struct Beside<'a> {
-    cgroup: &'a Cgroup,
-    init: Pid,
-}
-
-impl Beside<'_> {
-    fn entry(&self) -> Result<cgroup::Entry, CgroupError> {
-        self.cgroup.entry_beside(self.init)
-    }
-}
-
-/// How often we look again where an init went that moved between our look and the birth of a process beside it. It does
-/// so a few times in its life, when it starts and arranges its cgroups; nobody is told when.
-const LOOKS: u32 = 8;
-
-/// Makes the child, which never returns from here.
-fn make_child(
-    plan: &Plan,
-    clone: &crate::step::Clone,
-    mut fds: Fds,
-    running: Option<&Beside<'_>>,
-    timeline: &Timeline,
-) -> Result<(Pid, OwnedFd), Cause> {
-    // The child resets every handler before it unblocks them: ours would answer for the runtime.
-    let mask = block_signals()?;
-    let mut looks = 0;
-    let cloned = loop {
-        let into = ClonedInto {
-            cgroup: fds.cgroup.as_ref().and_then(cgroup::Entry::clone_into),
-            container: fds.container.as_ref().map(AsFd::as_fd),
-        };
-        match (clone_child(clone, &into, &fds), running) {
-            // The cgroup hands controllers down now, and takes no process any more; or it is gone.
-            (Err(Failed { errno: Errno::EBUSY | Errno::ENODEV, .. }), Some(beside)) if looks < LOOKS => {
-                looks += 1;
-                match beside.entry() {
-                    Ok(entry) => fds.cgroup = Some(entry),
-                    Err(error) => break Err(error.into()),
-                }
-            }
-            (cloned, _) => break cloned.map_err(Cause::from),
-        }
-    };
-    if matches!(cloned, Ok(Cloned::Child)) {
-        child::live(plan, fds, timeline);
-    }
-    restore_signals(&mask)?;
-    match cloned? {
-        Cloned::Parent(pid, pidfd) => Ok((pid, pidfd)),
-        Cloned::Child => exit_now(1), // it went another way above
     }
 }
