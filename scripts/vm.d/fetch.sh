@@ -120,7 +120,7 @@ make_image() {
     # In a mount namespace, so that nothing stays mounted wherever it ends.
     DEBOOTSTRAP_DIR="$PWD/debootstrap/usr/share/debootstrap" unshare --mount --propagation private \
         sh "$PWD/debootstrap/usr/sbin/debootstrap" --variant=minbase \
-        --include=systemd-sysv,dbus,dbus-user-session,libpam-systemd,uidmap,busybox-static,containerd,kmod,iproute2 \
+        --include=systemd-sysv,dbus,dbus-user-session,libpam-systemd,uidmap,busybox-static,containerd,kmod,iproute2,procps \
         "$(codename)" "$PWD/root" "$(mirror)" >debootstrap.log 2>&1 || die "debootstrap failed: $(tail -n 20 debootstrap.log)"
     (
         cd root

@@ -97,14 +97,22 @@ pub fn case_of_ours(test: impl FnOnce(&Case)) {
     }
 }
 
-/// For what systemd does: runs as [`case_of_ours`] where it runs the host. `DUNNAGE_TEST_SYSTEMD=must` says that it does.
+/// For what systemd does: runs as [`case_of_ours`] where it runs the host.
 pub fn case_under_systemd(test: impl FnOnce(&Case)) {
+    if under_systemd() {
+        case_of_ours(test);
+    }
+}
+
+/// Whether systemd runs the host; if not, it is said that the test is skipped. `DUNNAGE_TEST_SYSTEMD=must` says that it does.
+pub fn under_systemd() -> bool {
     if Path::new("/run/systemd/system").is_dir() {
-        return case_of_ours(test);
+        return true;
     }
     let must = env::var_os("DUNNAGE_TEST_SYSTEMD").is_some_and(|value| value == "must");
     assert!(!must, "DUNNAGE_TEST_SYSTEMD=must, and systemd does not run this host");
     say_skipped(thread::current().name().unwrap_or("test"), "systemd does not run this host");
+    false
 }
 
 /// Says it past the test runner, which keeps the output of tests that pass to itself.

@@ -36,7 +36,7 @@ mod terminal;
 mod wait;
 
 pub use alone::{Alone, Cli, User, alone, alone_as};
-pub use case::{Case, case, case_of_ours, case_under_systemd};
+pub use case::{Case, case, case_of_ours, case_under_systemd, under_systemd};
 pub use client::{Foreground, Outcome, Run, namespace_of};
 pub use events::Event;
 pub use image::IMAGE;

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use dunnage_tests::{Case, Run, case_of_ours, case_under_systemd, eventually, process};
+use dunnage_tests::{Case, Run, alone, case_of_ours, case_under_systemd, eventually, process, under_systemd};
 use serde_json::json;
 
 /// A container that is to be a unit of systemd.
@@ -36,7 +36,7 @@ impl<'c> Unit<'c> {
     }
 
     fn property(&self, name: &str) -> String {
-        systemctl(&["show", "--value", "-p", name, &self.name])
+        property(&self.name, name)
     }
 
     /// The folder of its cgroup in the hierarchy by which systemd knows it.
@@ -50,10 +50,18 @@ impl<'c> Unit<'c> {
 
     /// Neither systemd, not even as failed, nor the kernel knows of it.
     fn is_gone(&self) {
-        assert_eq!(systemctl(&["list-units", "--all", "--no-legend", "--plain", &self.name]), "");
-        let found = Command::new("find").args(["/sys/fs/cgroup", "-name", &self.name]).output().expect("find");
-        assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+        is_gone(&self.name);
     }
+}
+
+fn property(unit: &str, name: &str) -> String {
+    systemctl(&["show", "--value", "-p", name, unit])
+}
+
+fn is_gone(unit: &str) {
+    assert_eq!(systemctl(&["list-units", "--all", "--no-legend", "--plain", unit]), "");
+    let found = Command::new("find").args(["/sys/fs/cgroup", "-name", unit]).output().expect("find");
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
 }
 
 fn systemctl(args: &[&str]) -> String {
@@ -150,6 +158,45 @@ fn a_scope_whose_shim_was_killed_is_gone_with_its_container() {
         eventually("the unit to be gone", || (unit.property("ActiveState") == "inactive").then_some(()));
         c.remove("orphan");
         unit.is_gone();
+    });
+}
+
+#[test]
+fn a_supervisors_containers_are_scopes_that_outlive_it() {
+    if !under_systemd() {
+        return;
+    }
+    alone(|world| {
+        world.stop();
+        let (config, bundle) = (world.path("dunnaged.toml"), world.path("bundle"));
+        fs::write(&config, "[runtime]\nsystemd_cgroup = true\n").expect("write a file");
+        world.flags(["--config".into(), config.into_os_string()]);
+        world.start();
+        fs::create_dir(&bundle).expect("make a folder");
+        world.root_folder("bundle/rootfs");
+        let spec = json!({
+            "ociVersion": "1.2.0", "root": { "path": "rootfs" },
+            "process": { "args": ["/bin/sleep", "1000"], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
+            "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+            "linux": {
+                "namespaces": [{ "type": "mount" }, { "type": "pid" }],
+                "cgroupsPath": format!("system.slice:{}:scoped", world.name),
+            },
+        });
+        fs::write(bundle.join("config.json"), spec.to_string()).expect("write a file");
+        world.dunnage(["run", "-d", "--name", "scoped", "--bundle", &bundle.to_string_lossy()]).ok();
+        let unit = format!("{}-scoped.scope", world.name);
+        let before = world.container("scoped").pid;
+        world.kill();
+        assert_eq!(property(&unit, "ActiveState"), "active");
+        world.start();
+        assert_eq!(world.container("scoped").pid, before, "the container never noticed");
+        assert_eq!(world.dunnage(["exec", "scoped", "/bin/echo", "on"]).ok(), "on");
+        world.dunnage(["update", "--memory", "48m", "--pids", "40", "scoped"]).ok();
+        assert_eq!(property(&unit, "TasksMax"), "40");
+        assert_eq!(property(&unit, "MemoryMax"), (48 << 20).to_string());
+        world.dunnage(["rm", "--force", "scoped"]).ok();
+        is_gone(&unit);
     });
 }
 
