@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
-    time::Duration,
+    time::Instant,
 };
 
 use dunnage_tests::{Alone, Cli, Event, alone, eventually, process};
@@ -41,6 +41,9 @@ struct Calls {
 
 /// Clients call `call` again and again, with their own number and that of the call, while the supervisor is disturbed.
 fn storm(disturb: impl Fn(), call: impl Fn(u32, u32) + Sync) {
+    let begin = Instant::now();
+    call(CLIENTS, 0);
+    let undisturbed = begin.elapsed();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         for client in 0..CLIENTS {
@@ -50,8 +53,8 @@ fn storm(disturb: impl Fn(), call: impl Fn(u32, u32) + Sync) {
             });
         }
         for kill in 0..KILLS {
-            // Spreads them over what the calls do; nothing is waited for.
-            thread::sleep(Duration::from_millis(u64::from(70 + 53 * kill % 290)));
+            // Spreads them over what the calls do, however long one takes here; nothing is waited for.
+            thread::sleep(undisturbed * (2 + 3 * kill % 8));
             disturb();
         }
         over.store(true, Ordering::Relaxed);
@@ -414,10 +417,13 @@ fn an_upgrade_in_place_is_noticed_by_nobody() {
 #[test]
 fn an_upgrade_to_something_else_is_refused() {
     alone(|world| {
-        let wrong = world.path("wrong");
-        fs::write(&wrong, "#!/bin/sh\nexit 3\n").expect("write a script");
-        fs::set_permissions(&wrong, fs::Permissions::from_mode(0o755)).expect("make it executable");
-        for binary in [wrong.display().to_string(), "/nowhere".to_owned(), "/bin/true".to_owned()] {
+        let script = |status: u8| {
+            let path = world.path(format!("wrong-{status}"));
+            fs::write(&path, format!("#!/bin/sh\nexit {status}\n")).expect("write a script");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("make it executable");
+            path.display().to_string()
+        };
+        for binary in [script(3), script(0), "/nowhere".to_owned()] {
             let request = UpgradeRequest { binary: binary.clone(), ..UpgradeRequest::default() };
             let answer = world.ask(async |supervisor, context| supervisor.upgrade(context, &request).await);
             assert!(answer.expect_err("refused").to_string().contains(&binary));

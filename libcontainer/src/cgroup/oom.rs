@@ -122,7 +122,8 @@ impl Cgroup {
         // v1 has no word for "no limit" but the largest multiple of the page size.
         let limit = number(limit).filter(|&limit| limit < 1 << 62);
         let peak = number(peak);
-        let events = dir.read(events, buffer).unwrap_or_default();
+        // Not there any more: systemd has removed it, and nothing can be said.
+        let events = dir.read(events, buffer).ok()?;
         let kills = count_of("oom_kill", events).unwrap_or(0);
         let hit = (group.place.v2 && kills > 0).then(|| match count_of("oom", events) {
             Some(1..) => Hit::Own,

@@ -58,8 +58,9 @@ impl House {
         if kills > 0 {
             let task = self.task(id)?;
             let facts = |watch: &OomWatch| task.with_cgroup(|cgroup| Ok(watch.facts(cgroup))).ok().flatten();
-            if let Some(facts) = task.oom.as_ref().and_then(|oom| facts(&oom.watch)) {
-                log::info!("container {id}: {facts}");
+            match task.oom.as_ref().and_then(|oom| facts(&oom.watch)) {
+                Some(facts) => log::info!("container {id}: {facts}"),
+                None => log::info!("container {id}: killed for lack of memory; the numbers went with its cgroup"),
             }
             let event = events::TaskOOM { container_id: id.to_owned(), ..Default::default() };
             self.publisher.publish(topic::TASK_OOM, &event);
