@@ -739,7 +739,7 @@ fn user(spec: &Spec, process: Option<&Process>, (uid, gid): (Uid, Gid), exec: bo
             .into_iter()
             .flatten()
             .find(|map| (map.container_id()..map.container_id().saturating_add(map.size())).contains(&id));
-        map.map_or(id, |map| map.host_id() + (id - map.container_id()))
+        map.map_or(id, |map| map.host_id().saturating_add(id - map.container_id()))
     };
     let user = process.map(Process::user);
     let own_uid = host(user.map_or(0, |user| user.uid()), linux.and_then(|linux| linux.uid_mappings().as_ref()));

@@ -159,8 +159,10 @@ pub(crate) fn remove(bundle: &Path) -> io::Result<()> {
 pub(crate) fn remove_folder(folder: &Path) -> io::Result<()> {
     let named =
         |path: &Path, error: io::Error| io::Error::new(error.kind(), format!("remove {}: {error}", path.display()));
+    let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // We may have been killed before we came to the one around it.
+        Err(error) if missing(&error) => {}
         Err(error) => return Err(named(folder, error)),
         Ok(entries) => {
             for entry in entries {
@@ -169,12 +171,12 @@ pub(crate) fn remove_folder(folder: &Path) -> io::Result<()> {
                 let remove = if entry.file_type()?.is_dir() { fs::remove_dir } else { fs::remove_file };
                 remove(&path).map_err(|error| named(&path, error))?;
             }
+            fs::remove_dir(folder).map_err(|error| named(folder, error))?;
         }
     }
-    fs::remove_dir(folder).map_err(|error| named(folder, error))?;
     match folder.parent().map_or(Ok(()), fs::remove_dir) {
         // There are others.
-        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(named(folder, error)),
+        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty && !missing(&error) => Err(named(folder, error)),
         _ => Ok(()),
     }
 }
@@ -195,6 +197,22 @@ mod tests {
 
     fn request(spec: &str) -> wire::LaunchRequest {
         wire::LaunchRequest { id: "web-1".into(), spec: spec.as_bytes().to_vec(), ..Default::default() }
+    }
+
+    #[test]
+    fn the_last_folder_takes_the_one_around_it_along_also_at_the_second_attempt() {
+        let root = tempfile::tempdir().unwrap();
+        let (one, other) = (root.path().join("ns/one"), root.path().join("ns/other"));
+        fs::create_dir_all(one.join("empty")).unwrap();
+        fs::create_dir(&other).unwrap();
+        remove_folder(&one).unwrap();
+        assert!(other.exists());
+        // As one leaves it that is killed in between.
+        fs::remove_dir(&other).unwrap();
+        remove_folder(&other).unwrap();
+        assert!(!root.path().join("ns").exists() && root.path().exists());
+        fs::write(root.path().join("x"), "").unwrap();
+        remove_folder(&other).unwrap();
     }
 
     #[test]

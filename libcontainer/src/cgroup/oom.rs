@@ -178,6 +178,11 @@ impl OomWatch {
         }
     }
 
+    /// The cgroup is gone: there will be no more, and what polls the watch would be woken for ever.
+    pub fn is_over(&self) -> bool {
+        matches!(kills(&self.counter), Ok(None))
+    }
+
     /// What there is to say about the kills since the watch began; `cgroup` is the watched one.
     pub fn facts(&self, cgroup: &Cgroup) -> Option<MemoryFacts> {
         cgroup.facts(&self.above)

@@ -315,8 +315,10 @@ fn an_oom_kill_is_noticed_once_and_explained() {
     let facts = cgroup.memory_facts().unwrap();
     assert_eq!((facts.limit, facts.kills), (Some(8_388_608), 1));
     assert_eq!(facts.hit, bench.layout.is_v2().then_some(Hit::Own));
+    assert!(!watch.is_over());
     bench.remove(cgroup);
     assert_eq!(watch.read().unwrap(), 0, "removal is no kill");
+    assert!(watch.is_over());
 }
 
 #[test]

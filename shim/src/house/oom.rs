@@ -31,7 +31,8 @@ impl House {
 
     pub(super) fn wait_for_oom(&mut self, id: &str) {
         let Ok(task) = self.task(id) else { return };
-        let Some(oom) = &mut task.oom else { return };
+        // Init may have been moved out of a cgroup that was then removed.
+        let Some(oom) = task.oom.as_mut().filter(|oom| !oom.watch.is_over()) else { return };
         let interest = if oom.watch.by_priority() { Interest::PRIORITY } else { Interest::READABLE };
         let Some(stirs) = watch(oom.watch.as_fd(), interest) else { return };
         let (alive, gone) = oneshot::channel();
