@@ -196,6 +196,8 @@ impl Container {
         if let (Some(init), Some(recorded)) = (&init, self.state.init) {
             match pidfd_send_signal(init.as_fd(), libc::SIGKILL) {
                 Ok(()) | Err(Failed { errno: Errno::ESRCH, .. }) => {}
+                // It is of a user namespace beside ours, as after an ordinary user's supervisor was killed; its cgroup is ours.
+                Err(Failed { errno: Errno::EPERM, .. }) if !cgroup.is_nowhere() => {}
                 Err(error) => return Err(failed("kill the container's first process")(error)),
             }
             // A frozen one dies when it is thawed, which killing the cgroup sees to.

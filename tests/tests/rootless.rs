@@ -16,6 +16,11 @@ fn first_process(world: &Alone, id: &str) -> u32 {
     world.container(id).pid
 }
 
+/// Its shim, the parent of that.
+fn shim_of(world: &Alone, id: &str) -> u32 {
+    process::status(first_process(world, id), "PPid").parse().expect("a number")
+}
+
 #[test]
 fn containers_live_and_end_as_roots_do() {
     alone_as(User::unknown(), |world| {
@@ -94,10 +99,7 @@ fn containers_outlive_the_supervisor_and_a_shim_takes_its_own_along() {
         assert_eq!(world.dunnage(["stop", "one"]).ok(), "one");
         assert_eq!(world.dunnage(["wait", "one"]).ok(), "15");
 
-        let shim = fs::read_to_string(format!("/proc/{}/stat", first_process(world, "two"))).expect("read stat");
-        let shim: u32 =
-            shim.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse().ok()).expect("a parent");
-        process::kill_hard(shim);
+        process::kill_hard(shim_of(world, "two"));
         eventually("the container is ended", || {
             world.dunnage(["ps", "-a"]).stdout.contains("lost: its shim").then_some(())
         });
@@ -183,9 +185,14 @@ fn a_users_systemd_gives_limits_that_are_felt() {
         world.dunnage(["pause", "one"]).ok();
         assert!(world.dunnage(["ps"]).ok().contains("paused") && file("cgroup.freeze").trim() == "1");
         world.dunnage(["resume", "one"]).ok();
-        // One that is killed leaves its place to its containers; the next has one of its own.
+        // One that is killed leaves its place to its containers; the next has one of its own. It can kill what is there by
+        // the cgroup, though it is root of another user namespace.
+        world.dunnage(["run", "-d", "--name", "two", "-u", "1000", "--", "sleep", "1000"]).ok();
+        let shim = shim_of(world, "two");
         world.kill();
+        process::kill_hard(shim);
         world.start();
+        world.dunnage(["rm", "-f", "two"]).ok();
         world.dunnage(["update", "--memory", "48m", "one"]).ok();
         assert_eq!(file("memory.max").trim(), "50331648");
         world.dunnage(["rm", "-f", "one"]).ok();
