@@ -16,6 +16,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -67,12 +68,12 @@ pub struct User {
 impl User {
     /// One of whom the machine knows nothing but the number.
     pub fn unknown() -> Self {
-        Self { id: 41_000, known: false, runtime_dir: None }
+        Self { id: fresh_id(), known: false, runtime_dir: None }
     }
 
     /// One who has a name, and ranges of further ids. Only the supervisor has ever heard of them.
     pub fn with_ranges() -> Self {
-        Self { id: 41_001, known: true, runtime_dir: None }
+        Self { id: fresh_id(), known: true, runtime_dir: None }
     }
 
     /// The user `porter` of the guest of `scripts/vm systemd`, who has ranges of ids and a systemd of their own. Elsewhere
@@ -87,6 +88,12 @@ impl User {
         case::say_skipped(thread::current().name().unwrap_or("test"), "user 1000 has no systemd here");
         None
     }
+}
+
+/// The number of a user whom no other test has: a container without a cgroup carries no other sign of the case.
+fn fresh_id() -> u32 {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    1_000_000 + 64 * std::process::id() + COUNT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Runs `test` in a world of its own, and judges what it left. Skips, and says so, where containers cannot be run at
@@ -125,6 +132,7 @@ pub fn alone_as(user: impl Into<Option<User>>, test: impl FnOnce(&Alone)) {
     }));
     let record = alone.record();
     alone.kill();
+    alone.users_processes().iter().for_each(|process| process::kill_hard(process.pid));
     residue::sweep_named(&alone.name);
     if let Err(panic) = result {
         println!("{record}");
@@ -436,11 +444,19 @@ impl Alone {
     pub fn residue(&self) -> Vec<String> {
         let daemon: Vec<u32> = self.daemon.borrow().iter().map(Child::id).collect();
         let mut found = residue::find_named(&self.name, &daemon);
+        let others = self.users_processes().into_iter().filter(|process| !daemon.contains(&process.pid));
+        found.extend(others.map(|process| process.to_string()));
         let folders = ["state/book", "state/bundles", "state/runtime", "state/s", "state/unheard", "root/logs"];
         for folder in folders {
             found.extend(files(&self.path(folder)).iter().map(|path| format!("file {}", path.display())));
         }
         found
+    }
+
+    /// The processes of a user whom only this world has.
+    fn users_processes(&self) -> Vec<process::Process> {
+        let own = self.user.as_ref().filter(|user| user.runtime_dir.is_none());
+        own.map(|user| process::of_user(user.id)).unwrap_or_default()
     }
 
     fn record(&self) -> String {

@@ -45,6 +45,19 @@ pub fn carrying(name: &str) -> Vec<Process> {
     found
 }
 
+/// All processes of a user, by the number outside of any user namespace.
+pub fn of_user(uid: u32) -> Vec<Process> {
+    let pids = fs::read_dir("/proc").expect("read /proc").flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_theirs = |pid: &u32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("Uid:"));
+        line.and_then(|ids| ids.split_whitespace().next()?.parse().ok()) == Some(uid)
+    };
+    let alive = pids.filter(is_theirs).filter(|pid| state(*pid).is_some_and(|state| state != 'Z'));
+    alive.map(|pid| Process { pid, command: command(pid) }).collect()
+}
+
 fn contains(text: &[u8], name: &str) -> bool {
     text.windows(name.len()).any(|window| window == name.as_bytes())
 }
