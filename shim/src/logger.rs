@@ -71,10 +71,11 @@ impl Logger {
     ) -> Result<Self, LoggerError> {
         let failed = |source: io::Error| LoggerError::Start { path: path.into(), source };
         let (ready, say_ready) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
-        let pid = spawn(path, args, (id, namespace), [stdout, stderr, say_ready]).map_err(failed)?;
-        let exit = reaper.watch(pid);
         set_flag(&ready, OFlag::O_NONBLOCK, true)?;
-        Ok(Self { pid, exit, ready: Some(ready::watch(ready, Interest::READABLE)?) })
+        // All that can fail comes before it, or nobody would end it.
+        let ready = Some(ready::watch(ready, Interest::READABLE)?);
+        let pid = spawn(path, args, (id, namespace), [stdout, stderr, say_ready]).map_err(failed)?;
+        Ok(Self { pid, exit: reaper.watch(pid), ready })
     }
 
     /// Waits until the logger says it is ready: a byte, or, unless `strict`, the end of the pipe as well.
