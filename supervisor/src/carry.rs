@@ -100,11 +100,16 @@ impl Carrier {
         halted.wakers.drain(..).for_each(Waker::wake);
     }
 
-    /// Waits until every connection can be carried; `waits` says of which calls the answers need not be waited for.
-    pub(crate) async fn settled(&self, waits: impl Fn(&Request) -> bool) {
+    /// Waits until every connection can be carried; `waits` says of which calls the answers need not be waited for. Those
+    /// with calls that `lags` names may stay behind.
+    pub(crate) async fn settled(&self, waits: impl Fn(&Request) -> bool, lags: impl Fn(&Request) -> bool) {
+        let settled = |link: &Arc<Link>| {
+            let state = link.state();
+            state.carried(&waits, |_| {}).is_some() || state.unanswered().any(|request| lags(&request))
+        };
         loop {
             let stirred = self.0.stirred.notified();
-            if self.links().iter().all(|link| link.state().carried(&waits, |_| {}).is_some()) {
+            if self.links().iter().all(settled) {
                 return;
             }
             stirred.await;
@@ -116,8 +121,7 @@ impl Carrier {
         let links = self.links();
         let calls = links.iter().flat_map(|link| {
             let state = link.state();
-            let requests = state.requests.values().filter_map(|(_, payload)| Request::parse_from_bytes(payload).ok());
-            let missing = requests.filter(|request| !waits(request));
+            let missing = state.unanswered().filter(|request| !waits(request));
             missing.map(|request| format!("{}/{}", request.service, request.method)).collect::<Vec<_>>()
         });
         calls.collect()
@@ -215,6 +219,10 @@ impl State {
             });
         }
         self.feeds
+    }
+
+    fn unanswered(&self) -> impl Iterator<Item = Request> {
+        self.requests.values().filter_map(|(_, payload)| Request::parse_from_bytes(payload).ok())
     }
 
     /// What a successor has to read first; None if it cannot take over, since an answer is still to be written.
@@ -379,7 +387,10 @@ impl Drop for Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::pending, os::fd::OwnedFd, os::unix::net::UnixStream as StdUnixStream, pin::pin, time::Duration};
+    use std::{
+        collections::BTreeSet, future::pending, os::fd::OwnedFd, os::unix::net::UnixStream as StdUnixStream, pin::pin,
+        time::Duration,
+    };
 
     use futures::StreamExt as _;
     use protobuf::MessageField;
@@ -487,9 +498,10 @@ mod tests {
         let mut wait = pin!(ask(&client, "Wait", "b"));
         let mut slow = pin!(ask(&client, "Slow", "c"));
         assert_eq!(first.begun.recv().await.as_deref(), Some("State"));
-        let begun = async { [first.begun.recv().await.unwrap(), first.begun.recv().await.unwrap()] };
+        // In any order.
+        let begun = async { BTreeSet::from([first.begun.recv().await.unwrap(), first.begun.recv().await.unwrap()]) };
         tokio::select! {
-            begun = soon(begun) => assert_eq!(begun, ["Wait", "Slow"]),
+            begun = soon(begun) => assert_eq!(begun, BTreeSet::from(["Slow", "Wait"].map(String::from))),
             answer = &mut wait => panic!("{answer}"),
             answer = &mut slow => panic!("{answer}"),
         }
@@ -509,10 +521,11 @@ mod tests {
         first.carrier.halt();
         let mut late = pin!(ask(&client, "State", "d"));
         assert!(timeout(Duration::from_millis(50), &mut late).await.is_err(), "nothing is read any more");
-        let early = timeout(Duration::from_millis(20), first.carrier.settled(waits)).await;
+        let early = timeout(Duration::from_millis(20), first.carrier.settled(waits, |_| false)).await;
         assert!(early.is_err(), "an answer is missing");
+        soon(first.carrier.settled(waits, |request| request.method == "Slow")).await;
         first.slow.notify_one();
-        soon(first.carrier.settled(waits)).await;
+        soon(first.carrier.settled(waits, |_| false)).await;
         assert_eq!(soon(slow).await, "first c");
         raw.write_all(end).await.unwrap();
 

@@ -49,6 +49,8 @@ use crate::{
 
 /// How long a stop waits for replies that are still to be written.
 const HURRY: Duration = Duration::from_secs(5);
+/// How long an upgrade waits for subscribers who read too slowly to be told that their streams end.
+const LAG: Duration = Duration::from_millis(200);
 
 /// Serves until a client or a signal says to stop.
 ///
@@ -207,7 +209,9 @@ impl Open {
     async fn settle(&self) {
         self.carrier.halt();
         self.traffic.close_streams();
-        if timeout(HURRY, self.carrier.settled(outlasts)).await.is_err() {
+        if timeout(LAG, self.carrier.settled(outlasts, |_| false)).await.is_err()
+            && timeout(HURRY, self.carrier.settled(outlasts, |request| request.method == "Subscribe")).await.is_err()
+        {
             let calls = self.carrier.unsettled(outlasts).join(", ");
             log::warn!("not answered in {HURRY:?}, and so cut off: {calls}");
         }
