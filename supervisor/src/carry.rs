@@ -193,7 +193,7 @@ impl State {
         let (requests, feeds) = (&mut self.requests, &mut self.feeds);
         self.inbound.take(bytes, |header, payload| {
             if header.kind() == REQUEST {
-                feeds.get_or_insert_with(|| is_event(&payload));
+                feeds.get_or_insert_with(|| begins_feed(&payload));
                 requests.insert(header.stream(), (header, payload));
             }
         });
@@ -215,7 +215,7 @@ impl State {
             let begun = self.inbound.begun.iter().chain(&self.inbound.payload).chain(&self.left);
             let feeds = &mut self.feeds;
             ahead.take(&begun.copied().collect::<Vec<_>>(), |_, payload| {
-                feeds.get_or_insert_with(|| is_event(&payload));
+                feeds.get_or_insert_with(|| begins_feed(&payload));
             });
         }
         self.feeds
@@ -243,9 +243,13 @@ impl State {
     }
 }
 
-/// Whether a request is one of a shim with an event.
-fn is_event(request: &[u8]) -> bool {
-    Request::parse_from_bytes(request).is_ok_and(|request| request.method == "Forward")
+/// Whether a request brings an event, as those of shims do.
+pub(crate) fn is_event(request: &Request) -> bool {
+    request.method == "Forward"
+}
+
+fn begins_feed(request: &[u8]) -> bool {
+    Request::parse_from_bytes(request).is_ok_and(|request| is_event(&request))
 }
 
 /// The first bytes of a frame.

@@ -35,7 +35,7 @@ use ttrpc::{
 };
 
 use crate::{
-    carry::Carrier,
+    carry::{Carrier, is_event},
     config::{Config, Flags},
     fdstore::FdStore,
     logging, metrics,
@@ -245,7 +245,7 @@ impl Open {
 
 /// Whether a call goes over to a successor that has not been answered. (The journal knows an event that comes again.)
 fn outlasts(request: &Request) -> bool {
-    LONG.contains(&&*request.method) || request.method == "Forward"
+    LONG.contains(&&*request.method) || is_event(request)
 }
 
 /// Awaits what may wait for children to end.

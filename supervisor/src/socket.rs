@@ -49,7 +49,7 @@ impl Lock {
                 let mut pid = String::new();
                 file.read_to_string(&mut pid).with_context(|| format!("read {}", path.display()))?;
                 let pid = pid.trim();
-                if !pid.parse().is_ok_and(|pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)) {
+                if !pid.parse().is_ok_and(|pid| is_gone(Pid::from_raw(pid))) {
                     bail!(
                         "another supervisor, process {pid}, uses {}; stop it first, or give this one a --state and a \
                          --root of its own",
@@ -81,6 +81,11 @@ impl AsFd for Lock {
     }
 }
 
+/// No process has this number any more.
+fn is_gone(pid: Pid) -> bool {
+    kill(pid, None) == Err(Errno::ESRCH)
+}
+
 /// A folder for us alone: what is kept there decides what is run, as whom.
 pub(crate) fn make_private(folder: &Path) -> Result<()> {
     let named = || folder.display().to_string();
@@ -104,7 +109,7 @@ pub(crate) fn listen(path: &Path) -> Result<StdUnixListener> {
             let there = match listener(path).with_context(|| format!("connect to {}", path.display()))? {
                 Listener::Nobody => false,
                 // As with the lock, a child of a killed supervisor may have the socket for a moment.
-                Listener::There(who) => who.is_none_or(|who| kill(who, None) != Err(Errno::ESRCH)),
+                Listener::There(who) => who.is_none_or(|who| !is_gone(who)),
             };
             if there {
                 bail!("somebody serves on {} already; give this supervisor an --address of its own", path.display());
