@@ -6,16 +6,18 @@ use std::{
     time::Instant,
 };
 
+use futures::TryStreamExt as _;
 use runtime_v2_api::{forward_ttrpc::EventsClient, supervisor_ttrpc, supervisor_ttrpc::SupervisorClient};
+use runtime_v2_server::connections;
 use tempfile::TempDir;
-use tokio::runtime::Builder;
+use tokio::{net::UnixListener, runtime::Builder, sync::mpsc};
 use ttrpc::{
-    asynchronous::{Client, ClientStreamReceiver, Server},
+    asynchronous::{Client, ClientStreamReceiver, Server, transport::Listener},
     context::{self, Context},
 };
 
 use super::*;
-use crate::journal::Bounds;
+use crate::{carry::Carrier, journal::Bounds};
 
 const WIDE: Bounds = Bounds { size: 64 << 20, age: Duration::from_secs(86400) };
 
@@ -58,10 +60,12 @@ impl Relaying {
         let relay = Relay::with_patience(journal, dir.path().join("cursors"), patience, move |number, _| {
             told.lock().unwrap().push(number);
         });
-        let socket = dir.path().join("socket");
+        // As in the daemon, so that what is measured here is what goes through there.
+        let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
+        let carrier = Carrier::default();
+        let connection = move |stream| carrier.connection(stream, Vec::new(), mpsc::channel(1).0);
         let mut server = Server::new()
-            .bind(&format!("unix://{}", socket.display()))
-            .unwrap()
+            .add_listener(Listener::new(connections(listener, |_| Ok(())).map_ok(connection)))
             .register_service(relay.forward_service())
             .register_service(supervisor_ttrpc::create_supervisor(Arc::new(Service(relay.clone()))));
         server.start().await.unwrap();
