@@ -429,7 +429,7 @@ fn clients_that_make_no_sense_harm_nobody() {
 fn no_more_clients_are_taken_than_there_is_room_for() {
     test(|| async {
         let shim = Shim::supervised().await;
-        let request = shim.kept("/bin/busybox sleep 1000", "");
+        let request = CreateTaskRequest { stdin: "attach:".into(), ..shim.kept("exec /bin/busybox cat", "") };
         shim.run(&request).await;
         let path = shim.path("attach");
         let mut clients = Vec::new();
@@ -438,20 +438,22 @@ fn no_more_clients_are_taken_than_there_is_room_for() {
         }
         let mut one_more = Attached::connect(&path).await;
         assert_eq!(one_more.refused().await, "64 clients are attached, and that is the most");
-        // A place that was left is free.
+        // A place that was left is free, once the shim has seen that.
         clients.pop();
         loop {
-            let mut client = Attached::hello(&path, OUTPUT).await;
-            // Nothing is said to one who was let in.
-            let told = timeout(Duration::from_millis(20), client.0.read(&mut [0; 1])).await;
-            if told.is_err() {
-                clients.push(client);
-                break;
+            let mut client = Attached::connect(&path).await;
+            // Who is sent away may be so before it has said anything.
+            let hello = [&[0, 1, 0, 0, 0, OUTPUT | 2][..], &[STDIN, 3, 0, 0, 0], b"in\n"].concat();
+            drop(client.0.write_all(&hello).await);
+            match client.frame().await {
+                (STDOUT, said) if said == b"in\n" => break clients.push(client),
+                (CUT_OFF, _) => {}
+                said => panic!("{said:?}"),
             }
         }
         shim.kill(&request.id).await;
         for mut client in clients {
-            assert_eq!(client.frame().await, (END, vec![]));
+            assert_eq!(client.rest().await.2, (END, String::new()));
         }
         shim.end(&request.id, 137).await;
     });

@@ -45,9 +45,17 @@ pub(crate) enum Heard {
 pub(crate) async fn connect(socket: &Path, flags: u8) -> anyhow::Result<(Output, Stdin)> {
     let stream = UnixStream::connect(socket).await;
     let stream = stream.with_context(|| format!("cannot attach to the container at {}", socket.display()))?;
+    greet(stream, flags).await.context("cannot attach to the container")
+}
+
+async fn greet(stream: UnixStream, flags: u8) -> io::Result<(Output, Stdin)> {
     let (read, write) = stream.into_split();
     let mut stdin = Stdin(write);
-    stdin.send(HELLO, &[flags]).await.context("cannot attach to the container")?;
+    match stdin.send(HELLO, &[flags]).await {
+        // Sent away already, by a shim that has no room for us: what there is to read says why.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        sent => sent?,
+    }
     Ok((Output { stream: read, unread: Vec::new() }, stdin))
 }
 
@@ -142,6 +150,16 @@ mod tests {
         let expected =
             [Heard::Stdout(b"hi".to_vec()), Heard::Stderr(Vec::new()), Heard::End, Heard::CutOff("x".to_owned())];
         assert_eq!((heard.as_slice(), rest.len()), (&expected[..], 0));
+    }
+
+    #[tokio::test]
+    async fn who_is_sent_away_before_it_has_said_anything_hears_why() {
+        let (ours, mut shims) = UnixStream::pair().unwrap();
+        shims.write_all(&[CUT_OFF, 4, 0, 0, 0, b'f', b'u', b'l', b'l']).await.unwrap();
+        drop(shims);
+        let (mut output, _stdin) = greet(ours, WANTS_OUTPUT).await.unwrap();
+        assert_eq!(output.next().await.unwrap(), Some(Heard::CutOff("full".to_owned())));
+        assert_eq!(output.next().await.unwrap(), None);
     }
 
     #[test]
