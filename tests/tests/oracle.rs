@@ -1,6 +1,12 @@
 //! The judge is judged: what is left behind on purpose is found.
 
-use std::{fs, os::unix::net::UnixListener, process::Command, time::Duration};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::net::UnixListener,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use dunnage_tests::case;
 use nix::mount::{MsFlags, mount, umount};
@@ -60,7 +66,12 @@ fn each_kind_of_thing_left_behind_is_found() {
         assert!(found(c).contains(&format!("file {state}/left")));
         fs::remove_dir_all("/run/dunnage-oracle").expect("remove the state");
 
-        let mut process = Command::new("sleep").arg("1000").env("CASE", &c.name).spawn().expect("start a process");
+        let mut cat = Command::new("cat");
+        cat.env("CASE", &c.name).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = cat.spawn().expect("start a process");
+        // Once it answers it has its own memory, where its environment is.
+        process.stdin.as_mut().expect("its stdin").write_all(b"x").expect("write to it");
+        process.stdout.as_mut().expect("its stdout").read_exact(&mut [0]).expect("read from it");
         assert!(found(c).contains(&format!("process {}", process.id())));
         process.kill().expect("kill it");
         process.wait().expect("wait for it");
