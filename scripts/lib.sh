@@ -114,7 +114,7 @@ supervisor_finish() {
     [ -n "${supervisor:-}" ] || return 0
     dunnage ps --all --quiet | xargs -r dunnage rm --force >/dev/null || true
     kill "$supervisor" 2>/dev/null || true
-    wait "$supervisor" 2>/dev/null || true
+    tail -f --pid="$supervisor" /dev/null
     # Should a container be left after all, its root is none of our files.
     rm -rf --one-file-system "$work"
     rmdir /sys/fs/cgroup{,/*}/dunnage/default /sys/fs/cgroup{,/*}/dunnage 2>/dev/null || true
