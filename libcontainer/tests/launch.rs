@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use std::fs;
-use std::io::{BufRead, PipeReader, Read, pipe};
+use std::io::{BufRead, BufReader, PipeReader, Read, pipe};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::time::Instant;
@@ -435,7 +435,7 @@ fn ids_are_mapped_in_a_user_namespace() {
 }
 
 fn namespaces_are_joined_by_path() {
-    let host = Bundle::new("exec sleep 1000");
+    let host = Bundle::new("").with("/process/args", json!(["sleep", "1000"]));
     let (launched, _reader) = host.start().unwrap();
     let path = |kind: &str| format!("/proc/{}/ns/{kind}", launched.pid);
     let namespaces = json!([
@@ -518,7 +518,8 @@ fn a_new_user_namespace_joins_what_the_host_owns() {
 }
 
 fn a_further_process_joins_everything() {
-    let bundle = Bundle::new("exec sleep 1000").with("/process/user", json!({ "uid": 0, "gid": 0 }));
+    let bundle = Bundle::new("").with("/process/args", json!(["sleep", "1000"]));
+    let bundle = bundle.with("/process/user", json!({ "uid": 0, "gid": 0 }));
     let (launched, _reader) = bundle.start().unwrap();
     let script = "id -u; cat /proc/sys/kernel/hostname; cat /proc/1/cmdline; echo; cat /proc/self/cgroup; ls /proc/self/fd; exit 7";
     let process = json!({
@@ -593,10 +594,10 @@ fn hooks_run_in_order_where_the_spec_says() {
             "poststart": hook(log.path(), "poststart"),
         }),
     );
-    let (launched, mut reader) = bundle.start().unwrap();
-    let pid = launched.pid;
+    let (launched, reader) = bundle.start().unwrap();
+    let (pid, mut reader, mut inside) = (launched.pid, BufReader::new(reader), String::new());
+    reader.read_line(&mut inside).unwrap();
     end(launched);
-    let mut inside = String::new();
     reader.read_to_string(&mut inside).unwrap();
     assert_eq!(inside, format!("startContainer inside \"status\":\"created\" \"pid\":{pid}\n"));
     let outside = fs::read_to_string(log.path()).unwrap();

@@ -284,10 +284,10 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 mod tests {
     use std::{
         fmt::Write as _,
-        process::Command,
         time::{Duration, UNIX_EPOCH},
     };
 
+    use nix::mount::{MsFlags, mount, umount};
     use tempfile::TempDir;
 
     use super::*;
@@ -427,9 +427,7 @@ mod tests {
     impl Small {
         fn mount() -> Option<Self> {
             let folder = tempfile::tempdir().unwrap();
-            let mount =
-                Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(folder.path()).status();
-            let mounted = mount.unwrap().success();
+            let mounted = mount(Some("none"), folder.path(), Some("tmpfs"), MsFlags::empty(), Some("size=64k")).is_ok();
             let must = std::env::var_os("ROOT_TESTS").is_some_and(|must| must == "must");
             assert!(mounted || !must, "cannot be tested: it needs to mount a tmpfs");
             if !mounted {
@@ -441,7 +439,7 @@ mod tests {
 
     impl Drop for Small {
         fn drop(&mut self) {
-            assert!(Command::new("umount").arg(self.0.path()).status().unwrap().success());
+            umount(self.0.path()).unwrap();
         }
     }
 

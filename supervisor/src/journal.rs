@@ -61,8 +61,6 @@ pub struct Bounds {
 #[derive(Debug)]
 pub struct Journal {
     dir: PathBuf,
-    /// Held for its lock.
-    _lock: File,
     bounds: Bounds,
     boot: String,
     live: Live,
@@ -100,9 +98,6 @@ pub enum Appended {
 /// Why there is no journal.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// Another process has it.
-    #[error("the journal {} is another supervisor's; stop that one, or give this one a root folder of its own", .0.display())]
-    InUse(PathBuf),
     /// The folder cannot be made or read.
     #[error("{doing} the journal {}: {source}", dir.display())]
     Folder {
@@ -167,11 +162,12 @@ pub struct Batch {
 }
 
 impl Journal {
-    /// Opens the journal in this folder, which is made if it is not there. `live` tells whether a source can still send
+    /// Opens the journal in this folder, which is made if it is not there, and which nobody else may use: the supervisor
+    /// locks the folder around it. `live` tells whether a source can still send
     /// something. The strings name what could not be read; they are among the [`Journal::troubles`] too.
     ///
     /// # Errors
-    /// When the folder cannot be used at all, or another process uses it.
+    /// When the folder cannot be used at all.
     pub fn open(
         dir: &Path,
         bounds: Bounds,
@@ -179,11 +175,6 @@ impl Journal {
     ) -> Result<(Self, Vec<String>), JournalError> {
         let failed = |doing| move |source| JournalError::Folder { doing, dir: dir.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("make"))?;
-        let lock = File::open(dir).map_err(failed("open"))?;
-        lock.try_lock().map_err(|error| match error {
-            fs::TryLockError::WouldBlock => JournalError::InUse(dir.to_owned()),
-            fs::TryLockError::Error(source) => failed("lock")(source),
-        })?;
         let mut firsts = Vec::new();
         for entry in fs::read_dir(dir).map_err(failed("list"))? {
             firsts.extend(entry.map_err(failed("list"))?.file_name().to_str().and_then(Segment::first_of));
@@ -192,7 +183,6 @@ impl Journal {
 
         let mut journal = Self {
             dir: dir.to_owned(),
-            _lock: lock,
             bounds,
             // Without one, no boot is ever another.
             boot: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),

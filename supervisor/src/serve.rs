@@ -82,7 +82,7 @@ impl Held {
     fn take(config: &Config) -> Result<Self> {
         let store = FdStore::default();
         if let Some(Inheritance { listener, locks, connections, facts }) = Inheritance::claim(&store)? {
-            let locks = locks.map(Lock::Inherited);
+            let locks = locks.map(Lock::inherited);
             return Ok(Self { listener: listener.into(), locks, connections, store, facts });
         }
         // Each container has a pidfd here, and its cgroup's files while somebody looks at them.

@@ -2,11 +2,11 @@
 
 use std::{
     fs::{self, DirBuilder, OpenOptions},
-    io::{self, Read as _},
+    io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
-            fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+            fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
             net::UnixListener as StdUnixListener,
         },
     },
@@ -16,7 +16,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg},
+    fcntl::{FcntlArg, fcntl},
+    libc,
     sys::{
         signal::kill,
         socket::{getsockopt, sockopt::PeerCredentials},
@@ -26,59 +27,61 @@ use nix::{
 use runtime_v2_server::{Listener, listener};
 use tokio::net::UnixStream;
 
-/// Holding this, we are the only supervisor of a state folder.
+/// Holding this, we are the only supervisor of a folder.
+///
+/// It is a record lock (fcntl(2)): an upgrade's execve(2) keeps it, a child does not get it, whatever becomes of us before it
+/// executes its program, and the kernel knows who has it. The price is that it goes when *any* descriptor of the file is
+/// closed here, so nothing else opens that file.
 #[derive(Debug)]
-pub(crate) enum Lock {
-    /// Dropped, it is given up.
-    Taken(Flock<fs::File>),
-    /// The same lock, which is the open file's, by a descriptor that our former self left us.
-    Inherited(OwnedFd),
-}
+pub(crate) struct Lock(OwnedFd);
 
 impl Lock {
     /// Takes the folder, which is made if it is missing, for us alone.
     pub(crate) fn take(state: &Path) -> Result<Self> {
         make_private(state)?;
         let path = state.join("lock");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.with_context(|| format!("open {}", path.display()))?;
         let failed = || format!("lock {}", path.display());
-        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut pid = String::new();
-                file.read_to_string(&mut pid).with_context(|| format!("read {}", path.display()))?;
-                let pid = pid.trim();
-                if !pid.parse().is_ok_and(|pid| is_gone(Pid::from_raw(pid))) {
-                    bail!(
-                        "another supervisor, process {pid}, uses {}; stop it first, or give this one a --state and a \
-                         --root of its own",
-                        state.display()
-                    );
-                }
-                // It was killed while it started a child, which has the lock as well until it executes its program.
-                Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).with_context(failed)?
+        loop {
+            match fcntl(&file, FcntlArg::F_SETLK(&whole())) {
+                Ok(_) => return Ok(Self(file.into())),
+                Err(Errno::EAGAIN | Errno::EACCES) => {}
+                Err(errno) => return Err(errno).with_context(failed),
             }
-            Err((_, errno)) => return Err(errno).with_context(failed),
-        };
-        Self::sign(lock).with_context(|| format!("write {}", path.display()))
+            // Who had it may have ended since.
+            if let Some(holder) = holder(&file).with_context(failed)? {
+                bail!(
+                    "another supervisor, process {holder}, uses {}; stop it first, or give this one a --state and a \
+                     --root of its own",
+                    state.display()
+                );
+            }
+        }
     }
 
-    /// Says who holds it, for the next who tries.
-    fn sign(lock: Flock<fs::File>) -> io::Result<Self> {
-        lock.set_len(0)?;
-        lock.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)?;
-        Ok(Self::Taken(lock))
+    /// The same lock, by the descriptor that our former self left us.
+    pub(crate) fn inherited(fd: OwnedFd) -> Self {
+        Self(fd)
     }
 }
 
 impl AsFd for Lock {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Taken(lock) => lock.as_fd(),
-            Self::Inherited(fd) => fd.as_fd(),
-        }
+        self.0.as_fd()
     }
+}
+
+/// The process that has the lock, if somebody has: 0 for one in another pid namespace.
+pub(crate) fn holder(file: &fs::File) -> io::Result<Option<i32>> {
+    let mut found = whole();
+    fcntl(file, FcntlArg::F_GETLK(&mut found))?;
+    Ok((i32::from(found.l_type) != libc::F_UNLCK).then_some(found.l_pid))
+}
+
+/// The whole file, for one alone.
+fn whole() -> libc::flock {
+    libc::flock { l_type: libc::F_WRLCK as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 }
 }
 
 /// No process has this number any more.
@@ -133,36 +136,43 @@ pub(crate) fn admit(stream: &UnixStream) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _};
+
+    use nix::sys::socket::{Shutdown, shutdown};
 
     use super::*;
 
-    #[test]
-    fn a_state_folder_has_one_supervisor() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = folder.path().join("a/state");
-        let first = Lock::take(&state).unwrap();
-        let error = Lock::take(&state).unwrap_err().to_string();
-        assert!(error.contains(&format!("process {}, uses {}", std::process::id(), state.display())), "{error}");
-        drop(first);
-        Lock::take(&state).unwrap();
-    }
+    /// Set for the process that is to take the folder.
+    const TAKE: &str = "DUNNAGE_TEST_TAKE";
 
     #[test]
-    fn a_child_of_a_dead_supervisor_keeps_the_folder_only_until_it_executes_its_program() {
+    fn a_state_folder_has_one_supervisor() {
+        use std::process::Command;
+        if let Some(state) = std::env::var_os(TAKE) {
+            return println!(
+                "{}",
+                Lock::take(state.as_ref()).map_or_else(|error| error.to_string(), |_| "taken".into())
+            );
+        }
         let folder = tempfile::tempdir().unwrap();
-        let Ok(Lock::Taken(lock)) = Lock::take(folder.path()) else { panic!("not taken") };
-        let mut dead = std::process::Command::new("true").spawn().unwrap();
-        dead.wait().unwrap();
-        lock.set_len(0).unwrap();
-        lock.write_all_at(dead.id().to_string().as_bytes(), 0).unwrap();
-        let (done, taken) = std::sync::mpsc::channel();
-        std::thread::scope(|scope| {
-            scope.spawn(|| done.send(Lock::take(folder.path()).map(drop)));
-            assert!(taken.recv_timeout(std::time::Duration::from_millis(50)).is_err(), "it is not refused, and waits");
-            drop(lock);
-            taken.recv().unwrap().unwrap();
-        });
+        let state = folder.path().join("a/state");
+        let other = || {
+            let mut other = Command::new(std::env::current_exe().unwrap());
+            let name = "socket::tests::a_state_folder_has_one_supervisor";
+            let output = other.args(["--exact", "--nocapture", name]).env(TAKE, &state).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let first = Lock::take(&state).unwrap();
+        let text = other();
+        assert!(text.contains(&format!("process {}, uses {}", std::process::id(), state.display())), "{text}");
+        // A child may outlive us, and has not executed its program yet: it does not have the lock.
+        let mut child = Command::new("sleep");
+        let inherited = std::process::Stdio::from(first.as_fd().try_clone_to_owned().unwrap());
+        let mut child = child.arg("1000").stdin(inherited).spawn().unwrap();
+        drop(first);
+        assert!(other().contains("taken"));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]
@@ -178,6 +188,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_only_a_child_of_a_dead_supervisor_has_is_replaced() {
+        use nix::sys::signal::Signal;
         use std::process::{Command, Stdio};
         if let Some(path) = std::env::var_os(LISTEN) {
             let inherited = Stdio::from(OwnedFd::from(listen(path.as_ref()).unwrap()));
@@ -195,7 +206,7 @@ mod tests {
         let heir = Pid::from_raw(heir.parse().unwrap());
         assert_ne!(listener(&path).unwrap(), Listener::Nobody, "somebody has it");
         let replaced = listen(&path);
-        kill(heir, nix::sys::signal::Signal::SIGKILL).unwrap();
+        kill(heir, Signal::SIGKILL).unwrap();
         replaced.unwrap();
     }
 
@@ -206,6 +217,8 @@ mod tests {
         let first = listen(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(listen(&path).unwrap_err().to_string().contains("somebody serves on"));
+        // Another test may just be starting a process, which has it too until it executes.
+        shutdown(first.as_raw_fd(), Shutdown::Both).unwrap();
         drop(first);
         listen(&path).unwrap();
     }

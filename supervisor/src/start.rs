@@ -14,14 +14,14 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use libcontainer::sys::{spawn, wait};
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-    unistd::Pid,
-};
+use nix::unistd::Pid;
 use tokio::{io::Interest, net::UnixDatagram};
 
-use crate::{paths::Paths, socket::make_private, sys};
+use crate::{
+    paths::Paths,
+    socket::{holder, make_private},
+    sys,
+};
 
 /// What of our environment the supervisor may know: it outlives whoever started it.
 const PASSED_ON: [&str; 8] = [
@@ -215,9 +215,6 @@ fn is_locked(state: &Path) -> Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         file => file.with_context(|| format!("open {}", path.display()))?,
     };
-    match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Ok(_) => Ok(false),
-        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
-        Err((_, errno)) => Err(errno).with_context(|| format!("lock {}", path.display())),
-    }
+    let holder = holder(&file).with_context(|| format!("look at the lock {}", path.display()))?;
+    Ok(holder.is_some())
 }

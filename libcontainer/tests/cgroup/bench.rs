@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use libcontainer::cgroup::{Cgroup, CgroupError, CgroupPath, FreezerState, Hierarchies, Layout, Limits};
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::{Pid, geteuid, gettid};
 use oci_spec::runtime::LinuxResources;
 
 /// A cgroup of one test, and the promise that nothing of it is left.
@@ -110,16 +110,20 @@ pub(crate) fn soon(mut done: impl FnMut() -> bool) {
 /// until it is in the v2 directory as well (a test has no clone3 to be born there).
 pub(crate) fn spawn(cgroup: &Cgroup, script: &str) -> Inside {
     let entry = cgroup.entry().unwrap();
-    let child = std::thread::scope(|scope| {
+    let (child, thread) = std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
             entry.enter_v1().unwrap();
             let script = format!("kill -STOP $$; {script}");
             let mut shell = Command::new("sh");
             shell.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            Inside(shell.spawn().unwrap())
+            (Inside(shell.spawn().unwrap()), gettid().to_string())
         });
         inside.join().unwrap()
     });
+    // It is joined a little before it has left.
+    for place in cgroup.places().filter(|place| !place.v2) {
+        soon(|| fs::read_to_string(place.dir.join("tasks")).unwrap().lines().all(|line| line != thread));
+    }
     for place in cgroup.places().filter(|place| place.v2) {
         fs::write(place.dir.join("cgroup.procs"), child.id().to_string()).unwrap();
     }
@@ -169,7 +173,15 @@ pub(crate) fn read(cgroup: &Cgroup, (controller, v1): (&str, &str), v2: &str) ->
 
 pub(crate) fn freeze(cgroup: &Cgroup) {
     let mut freezing = cgroup.freeze().unwrap();
-    soon(|| freezing.poll(cgroup).unwrap() == FreezerState::Frozen);
+    soon(|| match freezing.poll(cgroup) {
+        Ok(state) => state == FreezerState::Frozen,
+        // It gives up after so many looks, and these come faster than a busy machine freezes.
+        Err(CgroupError::NeverFroze { .. }) => {
+            freezing = cgroup.freeze().unwrap();
+            false
+        }
+        Err(error) => panic!("{error}"),
+    });
 }
 
 /// Processor time a process has used, in clock ticks.

@@ -141,10 +141,13 @@ impl Shim {
         self.leave().await;
     }
 
-    fn status(&self, name: &str) -> u64 {
+    /// Numbers of one moment.
+    fn status<const N: usize>(&self, names: [&str; N]) -> [u64; N] {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
+        names.map(|name| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":")).unwrap();
+            line.trim().trim_end_matches(" kB").parse().unwrap()
+        })
     }
 }
 
@@ -238,7 +241,7 @@ fn output_is_kept_and_sent_to_those_attached_who_bring_input() {
         let out = logged(&[shim.path("log")], "stdout");
         assert_eq!(String::from_utf8(out).unwrap(), "out\nname? hello you\nfrom the other\nlast words");
         assert_eq!(logged(&[shim.path("log")], "stderr"), b"err\n");
-        assert_eq!(shim.status("Threads"), 1);
+        assert_eq!(shim.status(["Threads"]), [1]);
         shim.end(&request.id, 3).await;
     });
 }
@@ -324,7 +327,8 @@ fn a_container_waits_for_one_who_wants_everything() {
             let aside = (1..100).rev().map(|number| shim.path(&format!("log.{number}")));
             aside.filter(|path| path.exists()).chain([shim.path("log")]).collect()
         };
-        let size = || logs().iter().map(|log| fs::metadata(log).unwrap().len()).sum::<u64>();
+        // One that is set aside at this moment is under neither name.
+        let size = || logs().iter().filter_map(|log| Some(fs::metadata(log).ok()?.len())).sum::<u64>();
         // What the pipe, the shim and the socket hold; then it stands still.
         let (mut last, mut still) = (0, 0);
         eventually("the container to wait", || {
@@ -372,7 +376,8 @@ fn who_is_too_far_behind_is_cut_off_and_the_others_get_everything() {
         }
         // They shared what they were behind by. The rest of this is the binary itself, not stripped here; in an initramfs it
         // counts as shared memory.
-        let peak = shim.status("VmHWM") - shim.status("RssFile") - shim.status("RssShmem");
+        let [peak, file, shared] = shim.status(["VmHWM", "RssFile", "RssShmem"]);
+        let peak = peak - file - shared;
         assert!(peak < 8 << 10, "{peak} KiB");
         shim.end(&request.id, 0).await;
     });
@@ -479,7 +484,9 @@ fn others_are_not_let_in() {
         fs::set_permissions(shim.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(shim.path("attach"), fs::Permissions::from_mode(0o666)).unwrap();
         let knocker = shim.path("knocker");
-        fs::copy(std::env::current_exe().unwrap(), &knocker).unwrap();
+        // By another process: nothing that we start meanwhile holds it open for writing, or it could not be executed.
+        let copy = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&knocker).status().unwrap();
+        assert!(copy.success());
         let mut knock = Command::new(&knocker);
         knock.args(["--exact", "supervised::knock_as_somebody_else"]).env("KNOCK_AT", shim.path("attach"));
         let output = knock.uid(65534).gid(65534).output().unwrap();
@@ -573,7 +580,8 @@ fn execs_that_are_left_to_themselves_keep_no_descriptor_and_are_forgotten_in_tim
                 before = descriptors();
             }
         }
-        assert_eq!(descriptors(), before);
+        // The connection for events comes and goes beside.
+        eventually("the descriptors of execs to be closed", || descriptors() <= before).await;
         assert_eq!(status(shim.state(&id, "3").await).0, Code::NOT_FOUND);
         assert_eq!(shim.delete(&id, "4").await, 7, "the latest can still be asked for");
         assert_eq!(shim.delete(&id, "259").await, 7);

@@ -307,16 +307,6 @@ fn a_batch_is_small_whatever_there_is() {
     assert_eq!(journal.last(), 400);
 }
 
-#[test]
-fn a_journal_has_one_writer() {
-    let dir = tempfile::tempdir().unwrap();
-    let journal = open(dir.path(), WIDE);
-    let error = Journal::open(dir.path(), WIDE, |_| true).unwrap_err();
-    assert!(matches!(error, JournalError::InUse(_)), "{error}");
-    drop(journal);
-    drop(open(dir.path(), WIDE));
-}
-
 /// A file system of 64 KiB, gone with this.
 struct Small(TempDir);
 
