@@ -362,6 +362,17 @@ impl Book {
         }
     }
 
+    /// Takes note of what a shim has done for a client. It tells us of that by an event too, but that comes after its answer, and
+    /// the client's next call is not to find the container as it was.
+    pub(crate) fn became(&self, name: &Arc<Name>, phase: wire::Phase) {
+        let mut pages = self.pages();
+        let Some(entry) = pages.entries.get_mut(name) else { return };
+        if entry.phase == wire::Phase::CREATED {
+            entry.started = now();
+        }
+        entry.phase = phase;
+    }
+
     /// Waits until every shim has said how its container is, or has let pass the time it had.
     pub(crate) async fn all_known(&self) {
         // Cannot fail: we hold the sender.

@@ -1,10 +1,11 @@
-//! Requests for a container, to its shim: the Task service in both versions, and the shim's own. Of a request nothing is
+//! Requests for a container, to its shim: the Task service in both versions, and the shim's own. Of a request little is
 //! looked at but the id, which is field 1 in all of them; it goes on byte for byte, and so does the answer.
 
 use std::collections::HashMap;
 
 use async_trait::async_trait;
 use protobuf::CodedInputStream;
+use runtime_v2_api::supervisor::Phase;
 use ttrpc::{
     Request, Response,
     r#async::{MethodHandler, Service, TtrpcContext},
@@ -71,8 +72,17 @@ impl MethodHandler for Route {
 
 impl Route {
     async fn forward(&self, context: &TtrpcContext, request: Request) -> Result<Response, Fault> {
-        let id = id(&request.payload)
-            .map_err(|error| Fault::Invalid(format!("find the id in a request for {}: {error}", request.method)))?;
+        let text = |field| {
+            text(&request.payload, field)
+                .map_err(|error| Fault::Invalid(format!("find the id in a request for {}: {error}", request.method)))
+        };
+        let id = text(ID)?;
+        let becomes = match &*request.method {
+            "Start" if text(EXEC_ID)?.is_empty() => Some(Phase::RUNNING),
+            "Pause" => Some(Phase::PAUSED),
+            "Resume" => Some(Phase::RUNNING),
+            _ => None,
+        };
         let name = Name::new(namespace(context), &id).map_err(Fault::Invalid)?;
         let Some(stage) = self.book.look(&name, |entry| entry.stage.clone()) else {
             return Err(Fault::NotFound(name.to_string()));
@@ -80,24 +90,34 @@ impl Route {
         match stage {
             Stage::Lost(reason) => Err(Fault::Precondition(format!("container {name} is lost: {reason}"))),
             Stage::Launching => Err(Fault::Unavailable(format!("container {name} is not launched yet; try again"))),
-            Stage::Live | Stage::Removing => self.shims.request(&name, request).await,
+            Stage::Live | Stage::Removing => {
+                let answer = self.shims.request(&name, request).await?;
+                if let Some(phase) = becomes {
+                    self.book.became(&name, phase);
+                }
+                Ok(answer)
+            }
         }
     }
 }
 
-/// Field 1 of a message, a string. Where it is repeated, the last counts, as protobuf has it.
-fn id(message: &[u8]) -> protobuf::Result<String> {
-    const ID: u32 = 1 << 3 | 2;
+/// The fields of requests that are looked at.
+const ID: u32 = 1;
+const EXEC_ID: u32 = 2;
+
+/// A field of a message, a string. Where it is repeated, the last counts, as protobuf has it.
+fn text(message: &[u8], field: u32) -> protobuf::Result<String> {
+    const LENGTH_DELIMITED: u32 = 2;
     let mut input = CodedInputStream::from_bytes(message);
-    let mut id = String::new();
+    let mut text = String::new();
     while let Some(tag) = input.read_raw_tag_or_eof()? {
-        if tag == ID {
-            id = input.read_string()?;
+        if tag == field << 3 | LENGTH_DELIMITED {
+            text = input.read_string()?;
         } else {
             protobuf::rt::skip_field_for_tag(tag, &mut input)?;
         }
     }
-    Ok(id)
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -119,13 +139,13 @@ mod tests {
             ..Default::default()
         };
         let bytes = request.write_to_bytes().unwrap();
-        assert_eq!(id(&bytes).unwrap(), "web-1");
+        assert_eq!((text(&bytes, ID).unwrap(), text(&bytes, EXEC_ID).unwrap()), ("web-1".into(), "x".into()));
         // Merged, as protobuf allows it: another id, after other fields.
         let last = task::ResizePtyRequest { id: "web-2".into(), ..Default::default() }.write_to_bytes().unwrap();
-        assert_eq!(id(&[bytes.clone(), last].concat()).unwrap(), "web-2");
-        assert_eq!(id(&[]).unwrap(), "");
-        assert!(id(&bytes[..3]).is_err());
-        assert!(id(&[0x0a, 1, 0xff]).is_err(), "not UTF-8");
+        assert_eq!(text(&[bytes.clone(), last].concat(), ID).unwrap(), "web-2");
+        assert_eq!(text(&[], ID).unwrap(), "");
+        assert!(text(&bytes[..3], ID).is_err());
+        assert!(text(&[0x0a, 1, 0xff], ID).is_err(), "not UTF-8");
     }
 
     #[test]

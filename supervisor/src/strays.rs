@@ -83,6 +83,7 @@ fn is_of(name: &Name, command: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use std::{
+        io::Read as _,
         os::unix::process::ExitStatusExt as _,
         process::{Child, Command, Stdio},
     };
@@ -92,8 +93,12 @@ mod tests {
     /// Waits for a line that never comes.
     fn start(bundle: &Path, id: &str) -> Child {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "read line", "shim", "-namespace", "default", "-id", id, "start"]);
-        command.current_dir(bundle).stdin(Stdio::piped()).spawn().unwrap()
+        command.args(["-c", "echo; read line", "shim", "-namespace", "default", "-id", id, "start"]);
+        command.current_dir(bundle).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // Until it has its own memory, it has no command line.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        child
     }
 
     #[test]

@@ -153,7 +153,9 @@ impl User {
         fs::create_dir(world.path("bin")).expect("make a folder");
         for name in ["dunnage", "dunnaged", "containerd-shim-dunnage-v2"] {
             let from = world.programs.join(name);
-            fs::copy(&from, world.path("bin").join(name)).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+            // By another process: nothing that we start meanwhile holds it open for writing, or it could not be executed.
+            let copied = Command::new("cp").arg(&from).arg(world.path("bin").join(name)).status().expect("run cp");
+            assert!(copied.success(), "cannot copy {}", from.display());
         }
         fs::create_dir(world.path("etc")).expect("make a folder");
         let passwd = fs::read_to_string("/etc/passwd").expect("read /etc/passwd");
@@ -357,6 +359,8 @@ impl Alone {
     pub fn idle(&self, id: &str) {
         let script = "trap 'exit 15' TERM; while :; do sleep 3600 & wait $!; done";
         self.dunnage(["run", "-d", "--name", id, "--", "sh", "-c", script]).ok();
+        let pid = self.container(id).pid;
+        process::wait_for_trap(pid);
     }
 
     /// Asks the supervisor itself.
@@ -424,7 +428,10 @@ impl Alone {
     fn judge(&self) {
         for container in self.containers() {
             let namespace = ["--namespace", &container.namespace];
-            self.dunnage(namespace.into_iter().chain(["rm", "--force", &container.id])).ok();
+            let removed = self.dunnage(namespace.into_iter().chain(["rm", "--force", &container.id]));
+            // The last restart may just have undone its launch.
+            let is_there = || self.containers().iter().any(|other| other.id == container.id);
+            assert!(removed.code == 0 || !is_there(), "{}: {}", container.id, removed.stderr);
         }
         let residue = self.residue();
         assert!(residue.is_empty(), "left behind:\n{}", residue.join("\n"));

@@ -235,7 +235,9 @@ impl Case {
             .flags(flags)
             .detached()
             .ok();
-        self.pid(id)
+        let pid = self.pid(id);
+        process::wait_for_trap(pid);
+        pid
     }
 
     /// The pid of a task's first process.

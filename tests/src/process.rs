@@ -11,7 +11,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::wait::{patience, readable};
+use crate::wait::{eventually, patience, readable};
 
 /// A process that was seen in `/proc`.
 #[derive(Clone, Debug)]
@@ -128,6 +128,14 @@ pub fn status(pid: u32, field: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("read the status of a process");
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     line.unwrap_or_else(|| panic!("no {field} in the status of {pid}")).trim().to_owned()
+}
+
+/// Waits until a process catches SIGTERM: before that, process 1 of a pid namespace takes no notice of it.
+pub fn wait_for_trap(pid: u32) {
+    eventually("a trap for SIGTERM", || {
+        let caught = u64::from_str_radix(&status(pid, "SigCgt"), 16).expect("a mask of signals");
+        (caught & 1 << (Signal::SIGTERM as u32 - 1) != 0).then_some(())
+    });
 }
 
 /// What a process weighs, in KiB, from `/proc/<pid>/smaps_rollup`.

@@ -153,7 +153,9 @@ fn a_terminal_is_the_containers_until_it_is_given_back() {
         terminal.type_in("while [ \"$(stty size)\" != '30 90' ]; do :; done; echo resi''zed\r");
         terminal.expect("resized");
         // Its own interrupt key, which is not ours.
-        terminal.type_in("sleep 1000\r");
+        terminal.type_in("sh -c 'echo slee''ping; exec sleep 1000'\r");
+        // It has the terminal by then, or only the shell were interrupted.
+        terminal.expect("sleeping");
         terminal.type_in("\x03");
         terminal.expect("# ");
         terminal.type_in("\x10\x11");

@@ -31,7 +31,7 @@ fn containers_live_and_end_as_roots_do() {
         let refused = run(&["-u", "1000", "--", "true"]);
         assert!(refused.code == 125 && refused.stderr.contains("not mapped"), "{}", refused.stderr);
 
-        let script = "echo begun; trap 'echo asked; exit 15' TERM; while :; do sleep 3600 & wait $!; done";
+        let script = "trap 'echo asked; exit 15' TERM; echo begun; while :; do sleep 3600 & wait $!; done";
         for id in ["stopped", "killed", "forced"] {
             world.dunnage(["run", "-d", "--name", id, "--", "sh", "-c", script]).ok();
         }

@@ -111,9 +111,10 @@ fn with_subscriber(world: &Alone, test: impl FnOnce()) -> Vec<Event> {
         subscriber.join().expect("the subscriber");
         tested.unwrap_or_else(|panic| resume_unwind(panic));
     });
-    // What came after its last look.
-    heard.extend(world.events_after(heard.last().map_or(0, |(number, _)| *number)));
     let all = world.events_after(0);
+    // What came after its last look.
+    let last = heard.last().map_or(0, |(number, _)| *number);
+    heard.extend(all.iter().filter(|(number, _)| *number > last).cloned());
     let numbers = |events: &[(u64, Event)]| events.iter().map(|(number, _)| *number).collect::<Vec<_>>();
     assert_eq!(numbers(&heard), numbers(&all), "each event once, in order");
     all.into_iter().map(|(_, event)| event).collect()
@@ -321,6 +322,7 @@ fn damage_to_the_book_and_the_journal_is_named_and_the_rest_is_saved() {
         process::kill_hard(damaged.pid);
         process::wait_for_end(damaged.pid);
         process::kill_hard(damaged.shim_pid);
+        process::wait_for_end(damaged.shim_pid);
         let shim = world.program("containerd-shim-dunnage-v2");
         let mut delete = Command::new(shim);
         delete.args(["-namespace", &world.name, "-id", "damaged", "-address"]).arg(world.socket());

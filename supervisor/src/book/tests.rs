@@ -138,3 +138,22 @@ fn events_are_written_down_once_and_those_of_an_earlier_container_are_not() {
     assert_eq!((container.exit_status, container.pid), (3, 0));
     assert_eq!(container.phase.enum_value_or_default(), wire::Phase::STOPPED);
 }
+
+#[test]
+fn what_a_shim_has_done_for_a_client_is_known_before_its_event() {
+    let folder = tempfile::tempdir().unwrap();
+    let (book, _ended) = open(folder.path());
+    let name = Name::new("default", "web-1").unwrap();
+    book.add(&name, entry).unwrap();
+    book.change(&name, |entry| entry.phase = wire::Phase::CREATED).unwrap();
+    let phase = || book.container(&name).unwrap().phase.enum_value_or_default();
+    for becomes in [wire::Phase::RUNNING, wire::Phase::PAUSED, wire::Phase::RUNNING] {
+        book.became(&name, becomes);
+        assert_eq!(phase(), becomes);
+    }
+    assert!(book.look(&name, |entry| entry.started).unwrap() > 0);
+    // An end that was heard of before the answer came.
+    book.heard(11, &exit("web-1"));
+    book.became(&name, wire::Phase::RUNNING);
+    assert_eq!(phase(), wire::Phase::STOPPED);
+}

@@ -1,9 +1,6 @@
 //! `kill -9` of the supervisor while it makes and removes containers: all of a container, or nothing of it.
 
-use std::{
-    fs, thread,
-    time::{Duration, Instant},
-};
+use std::{fs, thread, time::Instant};
 
 use runtime_v2_api::supervisor::{LaunchRequest, Phase};
 use ttrpc::Code;
@@ -11,14 +8,16 @@ use ttrpc::Code;
 use super::world::{Refusal, World, shell, world};
 
 /// Stops at the point of its life that the file `stop` names, until that file is gone; the rest is the real shim's. What is
-/// named by `$0` stays on the command line, as with the real one.
+/// named by `$0` stays on the command line, as with the real one. It starts nothing that would be known by the world's path
+/// and not as a shim: killed in between, that would be left for a moment.
 fn stoppable(world: &World) -> String {
     let (real, stop) = (World::real_shim(), world.path("stop"));
     let (real, stop) = (real.display(), stop.display());
     format!(
         "#!/bin/sh\n\
          for action; do :; done\n\
-         wait_at() {{ while [ \"$(cat {stop} 2>/dev/null)\" = \"$1\" ]; do touch {stop}.there; sleep 0.01; done; }}\n\
+         at() {{ at=; read -r at 2>/dev/null <{stop}; [ \"$at\" = \"$1\" ]; }}\n\
+         wait_at() {{ while at \"$1\"; do : >{stop}.there; sleep 0.01; done; }}\n\
          wait_at before-$action\n\
          {real} \"$@\"\n\
          status=$?\n\
@@ -66,9 +65,8 @@ fn a_client_that_goes_away_leaves_nothing() {
     world.replace_shim(&stoppable(&world));
     fs::write(world.path("stop"), "before-start").unwrap();
     world.start();
-    let refused =
-        World::launch_with(&world.address(), &shell("web-1", "true"), Duration::from_millis(300)).unwrap_err();
-    assert!(matches!(refused.code, Code::DEADLINE_EXCEEDED | Code::UNAVAILABLE), "{refused:?}");
+    let there = world.path("stop.there");
+    World::launch_until(&world.address(), &shell("web-1", "true"), || there.exists());
     world.until("cleaned up", |world| world.list().0.is_empty());
     world.is_clean().unwrap();
     fs::remove_file(world.path("stop")).unwrap();
@@ -86,7 +84,10 @@ fn a_supervisor_killed_at_any_moment_leaves_all_or_nothing() {
     world.start_task("undisturbed");
     world.remove("undisturbed", true).unwrap();
     let (mut kills, mut whole, mut none) = (0, 1, 0);
-    for number in 0..30 {
+    let mut number = 0;
+    // Later and later, so that one comes through in the end, however slow the machine has become since.
+    while number < 30 || whole == 1 {
+        number += 1;
         let (id, delay) = (format!("web-{number}"), step * number);
         let client = begin(&world, &shell(&id, "while :; do sleep 1; done"));
         thread::sleep(delay);

@@ -108,13 +108,23 @@ impl World {
 
     /// A launch by a client of its own.
     pub(crate) fn launch_at(address: &str, request: &LaunchRequest) -> Result<(), Refusal> {
-        Self::launch_with(address, request, PATIENCE)
+        Self::ask_at(address, async |client| client.launch(context(), request).await.map(drop))
     }
 
-    pub(crate) fn launch_with(address: &str, request: &LaunchRequest, limit: Duration) -> Result<(), Refusal> {
-        Self::ask_at(address, async |client| {
-            client.launch(ttrpc::context::with_duration(limit), request).await.map(drop)
-        })
+    /// A launch by a client that goes away, before it has an answer, when that is `enough`.
+    pub(crate) fn launch_until(address: &str, request: &LaunchRequest, enough: impl Fn() -> bool) {
+        let gone = Self::ask_at(address, async |client| {
+            let looks = async {
+                while !enough() {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            };
+            Ok(tokio::select! {
+                answer = client.launch(context(), request) => Some(answer),
+                () = looks => None,
+            })
+        });
+        assert!(gone.unwrap().is_none(), "it was to be waited for");
     }
 
     /// A removal by a client of its own.
