@@ -8,10 +8,14 @@ use std::{
     fmt, fs, io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use nix::unistd::{SysconfVar, sysconf};
+use libcontainer::state::Init;
+use nix::{
+    time::{ClockId, clock_gettime},
+    unistd::{SysconfVar, getpid, sysconf},
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _, MetricEncoder, NoLabelSet, text},
@@ -70,6 +74,8 @@ pub struct Sources {
     pub launched: Lookup<u64>,
     /// What is wrong, for an operator.
     pub troubles: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// How many events shims keep that nobody has taken yet.
+    pub unheard: Box<dyn Fn() -> u64 + Send + Sync>,
     /// The events.
     pub relay: Relay,
     /// The cgroups.
@@ -85,7 +91,10 @@ impl Metrics {
         let histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
         Self(Arc::new(Shared {
             sources,
-            started_at: SystemTime::now(),
+            started_at: started_at().unwrap_or_else(|error| {
+                log::warn!("find out when we were started: {error}");
+                SystemTime::now()
+            }),
             starts: histogram(),
             execs: histogram(),
             adding: Mutex::default(),
@@ -195,14 +204,18 @@ impl Metrics {
     }
 
     /// What is one number each.
-    fn totals(&self) -> [(&'static str, &'static str, Value); 9] {
+    fn totals(&self) -> [(&'static str, &'static str, Value); 10] {
         let counts = self.0.sources.relay.counts();
         let troubles = (self.0.sources.troubles)().len();
         let started_at = self.0.started_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let (counter, gauge) = (|n: u64| Value::Counter(n as f64), |n: u64| Value::Gauge(n as f64));
         [
-            // Its changes are restarts, as Prometheus' changes() counts them.
-            ("supervisor_start_time_seconds", "When the supervisor started, since 1970", Value::Gauge(started_at)),
+            // Its changes are restarts, as Prometheus' changes() counts them: an upgrade goes on in the same process.
+            (
+                "supervisor_start_time_seconds",
+                "When the supervisor's process started, since 1970",
+                Value::Gauge(started_at),
+            ),
             (
                 "supervisor_upgrades",
                 "How often the supervisor's process went on as another binary",
@@ -212,6 +225,11 @@ impl Metrics {
             ("events", "Events relayed since the supervisor started", counter(counts.relayed)),
             ("event_last_number", "The number of the last event", gauge(counts.last)),
             ("event_subscribers", "Clients subscribed to events", gauge(counts.subscribers)),
+            (
+                "events_kept_by_shims",
+                "Events that shims keep until they are taken: many, if the journal's disk is full",
+                gauge((self.0.sources.unheard)()),
+            ),
             ("event_subscriber_lag", "Events that the last of the subscribers is behind", gauge(counts.pending)),
             ("event_subscribers_cut_off", "Subscribers cut off, having taken nothing", counter(counts.cut_off)),
             ("journal_bytes", "Bytes of the event journal on disk", gauge(counts.journal)),
@@ -252,27 +270,37 @@ const SERIES: [Series; 20] = series! {
     Counter "container_io_reads" "Reads from block devices" |u| Some(u.io_reads as f64);
     Counter "container_io_writes" "Writes to block devices" |u| Some(u.io_writes as f64);
     Counter "container_pressure_cpu_waiting_seconds" "Time in which some process waited for a processor"
-        |u| micros(u.cpu_some);
+        |u| u.cpu_some.map(micros);
     Counter "container_pressure_memory_waiting_seconds" "Time in which some process waited for memory"
-        |u| micros(u.memory_some);
+        |u| u.memory_some.map(micros);
     Counter "container_pressure_memory_stalled_seconds" "Time in which all processes waited for memory"
-        |u| micros(u.memory_full);
+        |u| u.memory_full.map(micros);
     Counter "container_pressure_io_waiting_seconds" "Time in which some process waited for a device"
-        |u| micros(u.io_some);
+        |u| u.io_some.map(micros);
     Counter "container_pressure_io_stalled_seconds" "Time in which all processes waited for a device"
-        |u| micros(u.io_full);
+        |u| u.io_full.map(micros);
 };
 
 fn nanos(value: u64) -> Option<f64> {
     Some(value as f64 / 1e9)
 }
 
-fn micros(value: u64) -> Option<f64> {
-    Some(value as f64 / 1e6)
+fn micros(value: u64) -> f64 {
+    value as f64 / 1e6
 }
 
 fn positive(value: u64) -> Option<f64> {
     (value > 0).then_some(value as f64)
+}
+
+/// When this process was started, whatever program it was then.
+fn started_at() -> io::Result<SystemTime> {
+    let started = Init::of(getpid()).map_err(io::Error::other)?.start_time;
+    // Both since the machine booted, the one in ticks (proc_pid_stat(5)).
+    let ticks = sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
+    let ago = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?)
+        .saturating_sub(Duration::from_millis(started * 1000 / ticks));
+    Ok(SystemTime::now() - ago)
 }
 
 fn seconds(time: &Timestamp) -> f64 {

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    fs::DirBuilder,
+    fs::{self, DirBuilder},
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use runtime_v2_api::{
     Empty,
     supervisor::{self as wire, SubscribeResponse},
-    supervisor_ttrpc,
+    supervisor_ttrpc, unheard,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -205,7 +205,7 @@ impl Supervisor {
 /// Where the metrics come from.
 fn sources(ground: &Arc<Ground>, usages: &Usages, upgrades: u32) -> Sources {
     let (containers, state_dir, launched) = (ground.book.clone(), ground.book.clone(), ground.book.clone());
-    let (book, relay) = (ground.book.clone(), ground.relay.clone());
+    let (book, relay, unheard) = (ground.book.clone(), ground.relay.clone(), ground.places().unheard());
     Sources {
         containers: Box::new(move || containers.containers(None)),
         state_dir: Box::new(move |namespace, id| state_dir.state_dir(namespace, id)),
@@ -213,10 +213,18 @@ fn sources(ground: &Arc<Ground>, usages: &Usages, upgrades: u32) -> Sources {
             launched.look(&Name { namespace: namespace.into(), id: id.into() }, |entry| entry.created)
         }),
         troubles: Box::new(move || [book.troubles(), relay.troubles()].concat()),
+        unheard: Box::new(move || kept_events(&unheard)),
         relay: ground.relay.clone(),
         usages: usages.clone(),
         upgrades,
     }
+}
+
+/// How many events are in the files of shims. Such a file is empty for as long as all are taken.
+fn kept_events(unheard: &Path) -> u64 {
+    let files = fs::read_dir(unheard).into_iter().flatten().flatten();
+    let full = files.filter(|file| file.metadata().is_ok_and(|meta| meta.len() > 0));
+    full.map(|file| fs::read(file.path()).map_or(0, |bytes| unheard::read(&bytes).0.len() as u64)).sum()
 }
 
 fn failed(doing: &str) -> impl FnOnce(io::Error) -> OpenError {

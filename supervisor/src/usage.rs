@@ -188,8 +188,8 @@ fn usage_v1(metrics: &v1::Metrics) -> Usage {
 }
 
 fn usage_v2(metrics: &v2::Metrics) -> Usage {
-    let some = |psi: Option<v2::Psi>| psi.map_or(0, |psi| psi.some.total);
-    let full = |psi: Option<v2::Psi>| psi.map_or(0, |psi| psi.full.total);
+    let some = |psi: Option<v2::Psi>| psi.map(|psi| psi.some.total);
+    let full = |psi: Option<v2::Psi>| psi.map(|psi| psi.full.total);
     let io = |of: fn(&v2::IoEntry) -> u64| metrics.io.usage.iter().map(of).sum();
     let memory = &metrics.memory;
     Usage {

@@ -45,6 +45,7 @@ fn metrics(containers: Vec<Container>) -> (Metrics, tempfile::TempDir) {
         state_dir: Box::new(|_, _| None),
         launched: Box::new(|_, id| (id != "unknown").then_some(10_000_000_000)),
         troubles: Box::new(|| vec!["the disk is full".to_owned()]),
+        unheard: Box::new(|| 5),
         relay: Relay::new(journal, dir.path().join("cursors"), |_, _| {}),
         usages: Usages::default(),
         upgrades: 3,
@@ -124,10 +125,13 @@ fn what_is_exported_can_be_read_back() {
         assert_eq!(value("dunnage_events_total"), 1.0);
         assert_eq!(value("dunnage_event_last_number"), 1.0);
         assert_eq!(value("dunnage_event_subscriber_lag"), 0.0);
+        assert_eq!(value("dunnage_events_kept_by_shims"), 5.0);
         assert_eq!(value("dunnage_troubles"), 1.0);
         assert_eq!(value("dunnage_supervisor_upgrades_total"), 3.0);
         assert!(value("dunnage_journal_bytes") > 0.0);
-        assert!(value("dunnage_supervisor_start_time_seconds") > 1e9);
+        let started = UNIX_EPOCH + Duration::from_secs_f64(value("dunnage_supervisor_start_time_seconds"));
+        let ago = SystemTime::now().duration_since(started).unwrap();
+        assert!(ago < Duration::from_secs(86400), "that is us, and not the machine: {ago:?}");
         // All of them name one process, which counts once.
         assert_eq!(value("dunnage_shims"), 1.0);
         assert!(value("dunnage_shims_memory_bytes{kind=\"resident\"}") > 1e6);
@@ -143,7 +147,7 @@ fn a_container_has_all_its_numbers() {
         cpu_total: 1_500_000_000,
         memory: 4096,
         pids_limit: 7,
-        io_some: 2_500_000,
+        io_some: Some(2_500_000),
         ..Default::default()
     };
     let value = |name: &str| {
@@ -155,6 +159,7 @@ fn a_container_has_all_its_numbers() {
     assert_eq!(value("container_memory_limit_bytes"), None);
     assert_eq!(value("container_pids_limit"), Some(7.0));
     assert_eq!(value("container_pressure_io_waiting_seconds"), Some(2.5));
+    assert_eq!(value("container_pressure_cpu_waiting_seconds"), None, "unknown is not none");
 }
 
 #[test]

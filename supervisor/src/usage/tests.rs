@@ -180,9 +180,10 @@ fn the_numbers_of_v2_are_in_our_units() {
     metrics.memory.stat.inactive_file = 40;
     metrics.memory.psi = psi(9, 10);
     let usage = usage_v2(&metrics);
-    assert_eq!((usage.cpu_total, usage.cpu_some), (7000, 8));
+    assert_eq!((usage.cpu_total, usage.cpu_some), (7000, Some(8)));
     assert_eq!((usage.memory, usage.memory_working_set, usage.memory_limit), (100, 60, 0));
-    assert_eq!((usage.memory_some, usage.memory_full, usage.io_some, usage.io_full), (9, 10, 5, 6));
+    let pressure = [usage.memory_some, usage.memory_full, usage.io_some, usage.io_full];
+    assert_eq!(pressure, [9, 10, 5, 6].map(Some));
     assert_eq!((usage.pids, usage.pids_limit, usage.oom_kills), (2, 0, 1));
     assert_eq!((usage.io_read_bytes, usage.io_write_bytes, usage.io_reads, usage.io_writes), (30, 4, 6, 8));
 }

@@ -27,10 +27,8 @@ pub(crate) struct Rates {
     /// Bytes a second.
     pub(crate) read: f64,
     pub(crate) written: f64,
-    /// The parts of the time in which some of its processes waited (PSI).
-    pub(crate) cpu_wait: f64,
-    pub(crate) memory_wait: f64,
-    pub(crate) io_wait: f64,
+    /// The parts of the time in which some of its processes waited for processors, memory, disks (PSI), where the kernel tells.
+    pub(crate) waits: Option<[f64; 3]>,
 }
 
 /// Nothing if no time has passed, or if a counter ran backwards: then it is another container of the same name.
@@ -46,9 +44,14 @@ pub(crate) fn rates(before: &Usage, after: &Usage) -> Option<Rates> {
         throttled: share(|usage| usage.cpu_throttled, 1.0)?,
         read: share(|usage| usage.io_read_bytes, 1e9)?,
         written: share(|usage| usage.io_write_bytes, 1e9)?,
-        cpu_wait: share(|usage| usage.cpu_some, 1e3)?,
-        memory_wait: share(|usage| usage.memory_some, 1e3)?,
-        io_wait: share(|usage| usage.io_some, 1e3)?,
+        waits: match (after.cpu_some, after.memory_some, after.io_some) {
+            (Some(_), Some(_), Some(_)) => Some([
+                share(|usage| usage.cpu_some.unwrap_or_default(), 1e3)?,
+                share(|usage| usage.memory_some.unwrap_or_default(), 1e3)?,
+                share(|usage| usage.io_some.unwrap_or_default(), 1e3)?,
+            ]),
+            _ => None,
+        },
     })
 }
 
@@ -87,15 +90,15 @@ pub(crate) struct Reading {
     pressure_us: Pressure,
 }
 
-/// For how long some or all processes waited.
+/// For how long some or all processes waited, where the kernel tells.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Pressure {
-    cpu_some: u64,
-    memory_some: u64,
-    memory_full: u64,
-    io_some: u64,
-    io_full: u64,
+    cpu_some: Option<u64>,
+    memory_some: Option<u64>,
+    memory_full: Option<u64>,
+    io_some: Option<u64>,
+    io_full: Option<u64>,
 }
 
 impl Reading {
@@ -140,7 +143,9 @@ mod tests {
             time: seconds * 1_000_000_000,
             cpu_total: cpu,
             io_read_bytes: cpu / 1000,
-            cpu_some: cpu / 4000,
+            cpu_some: Some(cpu / 4000),
+            memory_some: Some(0),
+            io_some: Some(0),
             ..Usage::default()
         }
     }
@@ -149,7 +154,7 @@ mod tests {
     fn rates_are_what_was_added_per_second() {
         let rates = rates(&usage(10, 1_000_000_000), &usage(12, 4_000_000_000)).unwrap();
         assert_eq!((rates.cpu, rates.read, rates.written), (1.5, 1_500_000.0, 0.0));
-        assert_eq!(rates.cpu_wait, 0.375);
+        assert_eq!(rates.waits, Some([0.375, 0.0, 0.0]));
     }
 
     #[test]

@@ -336,11 +336,12 @@ fn selected(model: &Model, now: SystemTime, paint: Paint) -> Vec<Line<'static>> 
         )));
     }
     if let Some(rates) = row.rates {
-        let [throttled, cpu, memory, io] =
-            [rates.throttled, rates.cpu_wait, rates.memory_wait, rates.io_wait].map(words::percent);
-        lines.push(Line::from(format!(
-            " throttled {throttled} of the time · waiting for cpu {cpu}, for memory {memory}, for disks {io}"
-        )));
+        let waits = rates.waits.map(|waits| {
+            let [cpu, memory, io] = waits.map(words::percent);
+            format!(" · waiting for cpu {cpu}, for memory {memory}, for disks {io}")
+        });
+        let throttled = words::percent(rates.throttled);
+        lines.push(Line::from(format!(" throttled {throttled} of the time{}", waits.unwrap_or_default())));
     }
     lines.push(Line::from(format!(" log {}", printable(&container.log))));
     lines

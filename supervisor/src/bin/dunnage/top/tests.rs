@@ -38,6 +38,9 @@ fn usage(id: &str, second: u64, cpu: u64, mebibytes: u64) -> (String, Usage) {
         memory_limit: if id == "web" { 64 << 20 } else { 0 },
         pids: mebibytes,
         io_read_bytes: if id == "db" { second * 1_500_000 } else { 0 },
+        cpu_some: Some(0),
+        memory_some: Some(0),
+        io_some: Some(0),
         ..Usage::default()
     };
     ("default".to_owned(), usage)
