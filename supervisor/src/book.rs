@@ -9,7 +9,7 @@ mod heard;
 
 use std::{
     collections::BTreeMap,
-    fmt, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -210,6 +210,13 @@ impl Places {
 pub(crate) enum AddError {
     #[error("container {0} exists already")]
     Exists(Arc<Name>),
+    /// There is a container of that name, whose entry was damaged.
+    #[error(
+        "container {0} is not in the address book, yet its bundle {path} is there, and it may still run: choose another \
+         name, or end its shim and remove the bundle (`dunnage version` names the entries that could not be read)",
+        path = .1.display()
+    )]
+    Forgotten(Arc<Name>, PathBuf),
     #[error("write the entry of container {0}: {1}")]
     Io(Arc<Name>, io::Error),
 }
@@ -259,10 +266,19 @@ impl Book {
     }
 
     /// Adds a container, on disk first. `entry` gets the time of its creation, and makes its entry with it.
+    ///
+    /// Refused also where a bundle has its name: with an entry, whatever is in that bundle would be taken for what the launch
+    /// has made, and be ended with it should it fail or we be killed. Entries outlive their bundles, so none is ours.
     pub(crate) fn add(&self, name: &Arc<Name>, entry: impl FnOnce(u64) -> Entry) -> Result<(), AddError> {
         let mut pages = self.pages();
         if pages.entries.contains_key(name) {
             return Err(AddError::Exists(name.clone()));
+        }
+        let bundle = self.places().bundle(name);
+        match fs::symlink_metadata(&bundle) {
+            Ok(_) => return Err(AddError::Forgotten(name.clone(), bundle)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(AddError::Io(name.clone(), error)),
         }
         let latest = pages.entries.values().map(|entry| entry.created).max().unwrap_or(0);
         let entry = entry(now().max(latest + 1));

@@ -61,7 +61,7 @@ pub(crate) async fn launch(
     }
     let begin = now();
     ground.book.add(&name, |created| entry(ground, &name, &request, created)).map_err(|error| match error {
-        AddError::Exists(_) => Fault::Exists(error.to_string()),
+        AddError::Exists(_) | AddError::Forgotten(..) => Fault::Exists(error.to_string()),
         AddError::Io(..) => Fault::Failed(error.to_string()),
     })?;
     let wanted = Wanted { request, spec, options };
@@ -150,13 +150,8 @@ async fn make(ground: &Arc<Ground>, name: &Arc<Name>, wanted: &Wanted, progress:
     };
 
     let begin = progress.begin(Step::Bundle);
-    bundle::make(&bundle, &wanted.spec, &request.spec).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => Fault::Exists(format!(
-            "launch container {name}: {} is there already, of a container that is not in the address book",
-            bundle.display()
-        )),
-        _ => failed(&format!("make the bundle {}", bundle.display()))(error),
-    })?;
+    let made = bundle::make(&bundle, &wanted.spec, &request.spec);
+    made.map_err(failed(&format!("make the bundle {}", bundle.display())))?;
     let logs = places.logs(name);
     bundle::make_logs(&logs).map_err(failed(&format!("make {}", logs.display())))?;
     progress.end(begin);

@@ -115,9 +115,8 @@ fn a_shim_that_is_killed_leaves_a_lost_container_with_a_whole_story() {
 #[test]
 fn an_unreadable_entry_is_named_and_the_others_are_found() {
     let Some(mut world) = world() else { return };
-    for id in ["good", "bad"] {
-        world.launch(&shell(id, "true")).unwrap();
-    }
+    world.launch(&shell("good", "true")).unwrap();
+    let bad = world.launch(&shell("bad", "true")).unwrap();
     world.kill();
     let entry = world.path("state/book/default/bad.json");
     let whole = fs::read(&entry).unwrap();
@@ -127,6 +126,11 @@ fn an_unreadable_entry_is_named_and_the_others_are_found() {
         let (containers, troubles) = world.list();
         assert_eq!(containers.iter().map(|container| &*container.id).collect::<Vec<_>>(), ["good"]);
         assert!(troubles.len() == 1 && troubles[0].contains("bad.unreadable"), "{troubles:?}");
+        // Who takes its name for free does it no harm, then or at the next start.
+        let refused = world.launch(&shell("bad", "true")).unwrap_err();
+        assert_eq!(refused.code, Code::ALREADY_EXISTS, "{}", refused.text);
+        assert!(refused.text.contains(&bad.bundle), "{}", refused.text);
+        assert!(runs(bad.pid) && runs(bad.shim_pid) && !entry.exists());
         world.kill();
     }
     // An operator's repair.
