@@ -214,7 +214,10 @@ fn set_oom_score() -> Result<()> {
     let text = fs::read_to_string(&parent).with_context(|| format!("read {parent}"))?;
     let score: i32 = text.trim().parse().with_context(|| format!("read {parent}"))?;
     let score = (score + 1).clamp(-1000, 1000);
-    match OpenOptions::new().write(true).open("/proc/self/oom_score_adj").and_then(|mut file| write!(file, "{score}")) {
+    // In one piece: formatted into the file, the sign is a write of its own, which the kernel takes for a number.
+    let text = score.to_string();
+    let written = OpenOptions::new().write(true).open("/proc/self/oom_score_adj");
+    match written.and_then(|mut file| file.write_all(text.as_bytes())) {
         // Below what we were started with only for who has CAP_SYS_RESOURCE.
         Err(error) if matches!(Errno::from_raw(error.raw_os_error().unwrap_or(0)), Errno::EACCES | Errno::EPERM) => {
             log::debug!("set oom_score_adj to {score}: {error}");
