@@ -460,6 +460,26 @@ fn an_upgrade_to_something_else_is_refused() {
 }
 
 #[test]
+fn the_kernel_spares_a_container_no_more_than_it_spares_others() {
+    alone(|world| {
+        let config = world.path("dunnaged.toml");
+        world.flags(["--config".into(), config.clone().into_os_string()]);
+        // Where root may not have less than it was started with, the supervisor says so and goes on.
+        for score in [500, -500] {
+            world.stop();
+            fs::write(&config, format!("oom_score = {score}\n")).expect("write the configuration");
+            world.start();
+            let id = format!("web{}", score + 500);
+            world.idle(&id);
+            for words in [&["run", "--rm", "--"][..], &["exec", &id]] {
+                let own = world.dunnage(words.iter().copied().chain(["cat", "/proc/self/oom_score_adj"]));
+                assert_eq!(own.ok(), "0", "{words:?}");
+            }
+        }
+    });
+}
+
+#[test]
 fn metrics_tell_of_containers_and_their_starts() {
     alone(|world| {
         world.stop();

@@ -96,6 +96,9 @@ fn process(spec: &mut Spec, args: &Args, facts: &Facts, given: bool) -> anyhow::
         let terminal = own.map_or("xterm", |(_, value)| value);
         environment.extend(args.setting.tty.then(|| format!("TERM={terminal}")));
         environment.push(format!("HOME={}", facts.user.home));
+        // Not what the supervisor has from its unit, with which the kernel would take any other process before this one. An
+        // ordinary user may not have less than they were started with.
+        process.set_oom_score_adj(facts.rootless.is_none().then_some(0));
     }
     merge(&mut environment, &args.setting.env, &facts.environment);
     process.set_env(Some(environment));
