@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use tokio::{io::Interest, net::UnixDatagram};
 
 use crate::{
-    paths::Paths,
+    config::Config,
     socket::{holder, make_private},
     sys,
 };
@@ -50,29 +50,18 @@ pub enum Started {
 /// Which folders the supervisor is to use.
 #[derive(Clone, Debug)]
 pub struct Folders {
-    /// As in [`Paths`].
+    /// As in [`Config`].
     pub state: PathBuf,
-    /// As in [`Paths`].
+    /// As in [`Config`].
     pub root: PathBuf,
     /// They are the ones it would use anyway.
     pub usual: bool,
 }
 
 impl Folders {
-    /// Those named, or else the usual ones.
-    ///
-    /// # Errors
-    /// When this user has no usual ones.
-    pub fn new(state: Option<&Path>, root: Option<&Path>) -> Result<Folders> {
-        Ok(match (state, root) {
-            (Some(state), Some(root)) => Folders { state: state.to_owned(), root: root.to_owned(), usual: false },
-            (state, root) => {
-                let paths = Paths::of_this_user()?;
-                let usual = state.is_none() && root.is_none();
-                let or = |named: Option<&Path>, usual| named.map_or(usual, Path::to_owned);
-                Folders { state: or(state, paths.state), root: or(root, paths.root), usual }
-            }
-        })
+    /// Those of this configuration, in which flags `named` one of them or not.
+    pub fn new(config: Config, named: bool) -> Folders {
+        Folders { state: config.state, root: config.root, usual: !named }
     }
 
     /// What the supervisor logs to, if it is started from here.

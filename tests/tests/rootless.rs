@@ -55,6 +55,33 @@ fn containers_live_and_end_as_roots_do() {
 }
 
 #[test]
+fn who_finds_no_supervisor_starts_and_asks_the_one_that_is_configured() {
+    alone_as(User::unknown(), |world| {
+        world.stop();
+        let (folder, state, root) = (world.path("home/.config/dunnage"), world.path("home/a"), world.path("home/b"));
+        fs::create_dir_all(&folder).expect("make a folder");
+        let text = format!("state = {state:?}\nroot = {root:?}\n");
+        fs::write(folder.join("dunnaged.toml"), text).expect("write the configuration");
+        for (number, started) in [true, false].into_iter().enumerate() {
+            let mut command = world.client(["run", "--rm", "--", "echo", &number.to_string()]);
+            let output = command.env_remove("DUNNAGE_ADDRESS").output().expect("run dunnage");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(
+                (String::from_utf8_lossy(&output.stdout).trim(), output.status.code()),
+                (&*number.to_string(), Some(0)),
+                "{said}"
+            );
+            assert_eq!(said.contains("started dunnaged"), started, "{said}");
+        }
+        assert!(state.join("dunnaged.sock").exists() && root.join("journal").is_dir());
+        let pid = fs::read_to_string(state.join("lock")).expect("read who serves").trim().parse().expect("a number");
+        process::terminate(pid);
+        process::wait_for_end(pid);
+        world.start();
+    });
+}
+
+#[test]
 fn further_commands_run_beside_a_containers_own() {
     alone_as(User::unknown(), |world| {
         world.idle("one");

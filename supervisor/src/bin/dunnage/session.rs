@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use dunnage_supervisor::client::{CallError, Client};
+use dunnage_supervisor::config::{Config, Flags};
 use dunnage_supervisor::paths::Paths;
 use dunnage_supervisor::rootless;
 use dunnage_supervisor::start::{Folders, Started, start};
@@ -32,11 +33,18 @@ pub(crate) fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> a
 impl Global {
     /// Where the supervisor listens.
     pub(crate) fn socket(&self) -> anyhow::Result<PathBuf> {
-        Ok(match (&self.address, &self.state) {
-            (Some(address), _) => address.clone(),
-            (None, Some(state)) => Paths::socket(state),
-            (None, None) => Paths::socket(&Paths::of_this_user()?.state),
-        })
+        match (&self.address, &self.state, Paths::of_this_user()) {
+            (Some(address), _, _) => Ok(address.clone()),
+            // There is no configuration either.
+            (None, Some(state), Err(_)) => Ok(Paths::socket(state)),
+            (None, _, paths) => Ok(self.config(&paths?)?.address),
+        }
+    }
+
+    /// What a supervisor that is started from here reads too: flags and their variables over the file over defaults.
+    fn config(&self, paths: &Paths) -> anyhow::Result<Config> {
+        let flags = Flags { state: self.state.clone(), root: self.root.clone(), ..Flags::default() };
+        Ok(Config::read(&flags, paths)?)
     }
 }
 
@@ -47,7 +55,8 @@ impl Session {
         let client = match Client::connect(&socket, &global.namespace).await {
             // An address that was named is somebody else's to serve.
             Err(CallError::NotRunning { .. }) if global.address.is_none() => {
-                let folders = Folders::new(global.state.as_deref(), global.root.as_deref())?;
+                let named = global.state.is_some() || global.root.is_some();
+                let folders = Folders::new(global.config(&Paths::of_this_user()?)?, named);
                 if let Started::Ours(pid) = start(&folders).await? {
                     let log = folders.log();
                     complain(&format!(
