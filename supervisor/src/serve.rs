@@ -5,7 +5,7 @@ use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::net::UnixListener as StdUnixListener,
     },
     path::Path,
@@ -18,6 +18,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use nix::sys::{
     prctl,
     resource::{Resource, getrlimit, setrlimit},
+    socket::{UnixAddr, getsockname},
 };
 use runtime_v2_server::{connections, next_signal, signals};
 use sd_notify::NotifyState;
@@ -89,7 +90,7 @@ impl Held {
         let (files, most) = getrlimit(Resource::RLIMIT_NOFILE).context("read the limit of open files")?;
         setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raise the limit of open files")?;
         let locks = [Lock::take(&config.state)?, Lock::take(&config.root)?];
-        let (listener, bound) = match activated()? {
+        let (listener, bound) = match activated(&config.address)? {
             Some(listener) => (listener.into(), false),
             None => (socket::listen(&config.address)?, true),
         };
@@ -98,15 +99,28 @@ impl Held {
     }
 }
 
-/// The socket that systemd listens on for us (sd_listen_fds(3)).
-fn activated() -> Result<Option<OwnedFd>> {
+/// The socket that systemd listens on for us (sd_listen_fds(3)), which must be the one that shims and clients are told of.
+fn activated(address: &Path) -> Result<Option<OwnedFd>> {
     let mut numbers = sd_notify::listen_fds().context("read $LISTEN_FDS")?;
     let Some(first) = numbers.next() else { return Ok(None) };
     anyhow::ensure!(
         numbers.next().is_none(),
         "systemd passes more than one socket: dunnaged.socket must name just one"
     );
-    sys::inherited(first).context("take the socket from systemd").map(Some)
+    let listener = sys::inherited(first).context("take the socket from systemd")?;
+    let own: UnixAddr = getsockname(listener.as_raw_fd()).context("take the socket from systemd: ask for its path")?;
+    let own = own.path().unwrap_or(Path::new("a socket without a path"));
+    // Perhaps by way of another name for one of the folders, such as /var/run.
+    let same =
+        own == address || fs::canonicalize(own).is_ok_and(|own| fs::canonicalize(address).is_ok_and(|it| it == own));
+    anyhow::ensure!(
+        same,
+        "systemd listens on {} for us, and by the configuration our socket is {}: name the same in dunnaged.socket \
+         (ListenStream=) and in the configuration (address, or state)",
+        own.display(),
+        address.display()
+    );
+    Ok(Some(listener))
 }
 
 async fn run(mut config: Config, flags: &Flags, paths: &Paths) -> Result<()> {

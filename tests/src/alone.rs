@@ -6,10 +6,10 @@ use std::{
     ffi::OsString,
     fs::{self, OpenOptions},
     os::{
-        fd::AsFd as _,
+        fd::{AsFd as _, OwnedFd},
         unix::{
             fs::{PermissionsExt as _, chown},
-            net::UnixDatagram,
+            net::{UnixDatagram, UnixListener},
             process::CommandExt as _,
         },
     },
@@ -49,6 +49,7 @@ pub struct Alone {
     programs: PathBuf,
     daemon: RefCell<Option<Child>>,
     flags: RefCell<Vec<OsString>>,
+    listener: RefCell<Option<UnixListener>>,
     scratch: Cell<u32>,
     heard_all: Cell<bool>,
     /// Whom supervisor and command line run as, if not as root.
@@ -117,6 +118,7 @@ pub fn alone_as(user: impl Into<Option<User>>, test: impl FnOnce(&Alone)) {
         programs: subject.shim().parent().unwrap_or(Path::new("/")).to_owned(),
         daemon: RefCell::default(),
         flags: RefCell::default(),
+        listener: RefCell::default(),
         scratch: Cell::new(0),
         heard_all: Cell::new(true),
         user: user.into(),
@@ -238,6 +240,11 @@ impl Alone {
         *self.flags.borrow_mut() = flags.into_iter().map(Into::into).collect();
     }
 
+    /// A socket that the supervisor gets as systemd gives it one (sd_listen_fds(3)), from its next start on.
+    pub fn activate_with(&self, listener: Option<UnixListener>) {
+        *self.listener.borrow_mut() = listener;
+    }
+
     /// The supervisor's command, not started.
     pub fn daemon(&self) -> Command {
         let program = self.program("dunnaged");
@@ -252,7 +259,10 @@ impl Alone {
         if let Some(user) = &self.user {
             user.dress(self, &mut command);
         }
-        command
+        match &*self.listener.borrow() {
+            Some(listener) => activated(&command, listener),
+            None => command,
+        }
     }
 
     /// Starts a supervisor, and returns when it says that it is ready.
@@ -517,6 +527,17 @@ impl Cli {
         }
         Ok(())
     }
+}
+
+/// The same command with the socket in descriptor 3; only a shell knows the number of the process before it is one.
+fn activated(command: &Command, listener: &UnixListener) -> Command {
+    let mut shell = Command::new("sh");
+    let script = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$0\" \"$@\"";
+    shell.args(["-c", script]).arg(command.get_program()).args(command.get_args()).env_clear();
+    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell.process_group(0).current_dir("/").stdin(OwnedFd::from(listener.try_clone().expect("duplicate a socket")));
+    shell.stdout(Stdio::null());
+    shell
 }
 
 fn runtime() -> Runtime {

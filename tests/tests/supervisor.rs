@@ -5,7 +5,11 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{Read as _, Write as _},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
+    os::unix::{
+        fs::PermissionsExt as _,
+        net::{UnixListener, UnixStream},
+        process::CommandExt as _,
+    },
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::Path,
     process::Command,
@@ -456,6 +460,40 @@ fn an_upgrade_to_something_else_is_refused() {
         }
         let version = world.ask(async |supervisor, context| supervisor.version(context, &Empty::new()).await);
         assert_eq!(version.expect("still the old one").upgrades, 0);
+    });
+}
+
+#[test]
+fn a_supervisor_that_systemd_starts_serves_on_its_socket_and_on_no_other() {
+    alone(|world| {
+        world.stop();
+        world.activate_with(Some(UnixListener::bind(world.socket()).expect("listen")));
+        // Who came before it is served when it is there, as whom systemd starts it for.
+        let first = world.spawn(["run", "-d", "--name", "web", "--", "sleep", "1000"]);
+        world.start();
+        first.wait().ok();
+        let before = world.container("web").pid;
+        world.kill();
+        world.start();
+        assert_eq!(world.container("web").pid, before);
+        let request = UpgradeRequest::default();
+        let version = world.ask(async |supervisor, context| supervisor.upgrade(context, &request).await);
+        assert_eq!(version.expect("the successor answers").upgrades, 1);
+        world.dunnage(["exec", "web", "true"]).ok();
+        world.stop();
+        assert!(world.socket().exists(), "it is systemd's");
+
+        let other = world.path("other.sock");
+        world.activate_with(Some(UnixListener::bind(&other).expect("listen")));
+        let refused = world.daemon().output().expect("run dunnaged");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains("ListenStream="), "{said}");
+        for path in [&other, &world.socket()] {
+            assert!(said.contains(&*path.to_string_lossy()), "{said}");
+        }
+        world.activate_with(None);
+        fs::remove_file(world.socket()).expect("remove a socket");
+        world.start();
     });
 }
 
