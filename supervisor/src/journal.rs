@@ -246,6 +246,12 @@ impl Journal {
         self.failure.iter().chain(&self.damage).cloned().collect()
     }
 
+    /// Keeps so much from now on, and drops what is over that.
+    pub fn keep(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+        self.trim();
+    }
+
     /// Drops what is over the bounds.
     pub fn trim(&mut self) {
         let now = now();

@@ -35,7 +35,7 @@ use ttrpc::{
     r#async::{ServerStreamSender, Service, TtrpcContext},
 };
 
-use crate::journal::{Appended, Journal, Unfit};
+use crate::journal::{Appended, Bounds, Journal, Unfit};
 
 #[cfg(test)]
 mod tests;
@@ -212,6 +212,11 @@ impl Relay {
             fs::rename(&fresh, &path)
         });
         written.map_err(|error| status(Code::UNAVAILABLE, format!("write {}: {error}", path.display())))
+    }
+
+    /// Keeps so many events from now on, and drops those over that.
+    pub fn keep(&self, bounds: Bounds) {
+        self.journal().keep(bounds);
     }
 
     /// The number of the last event.

@@ -111,10 +111,9 @@ impl Supervisor {
         let book = Book::open(places.clone(), ended);
         let book = book.map_err(failed(&format!("read the address book {}", places.book().display())))?;
 
-        let bounds = Bounds { size: config.journal.max_size, age: config.journal.max_age };
         let unheard = places.unheard();
         let may_send = move |source: &str| recover::may_send(&unheard, source);
-        let (journal, damage) = Journal::open(&places.root.join("journal"), bounds, may_send)?;
+        let (journal, damage) = Journal::open(&places.root.join("journal"), bounds(config), may_send)?;
         damage.iter().chain(&book.troubles()).for_each(|trouble| log::warn!("{trouble}"));
         let (usages, metrics) = (Usages::default(), Arc::new(OnceLock::<Metrics>::new()));
         let hears = (book.clone(), usages.clone(), metrics.clone());
@@ -194,12 +193,18 @@ impl Supervisor {
     /// Takes over what can be of a configuration that was read again.
     pub fn reload(&self, config: &Config) {
         self.ground.reload(config);
+        self.ground.relay.keep(bounds(config));
     }
 
     /// What there is to count, if it was configured that anybody may ask.
     pub fn metrics(&self) -> Option<&Metrics> {
         self.metrics.get()
     }
+}
+
+/// What is kept of events.
+fn bounds(config: &Config) -> Bounds {
+    Bounds { size: config.journal.max_size, age: config.journal.max_age }
 }
 
 /// Where the metrics come from.

@@ -141,6 +141,34 @@ fn an_unreadable_entry_is_named_and_the_others_are_found() {
     world.close();
 }
 
+#[test]
+fn bounds_of_the_journal_count_from_a_reload_on() {
+    let Some(mut world) = world() else { return };
+    let config = world.path("dunnaged.toml");
+    fs::write(&config, "").unwrap();
+    world.kill();
+    world.configure(&config);
+    world.start();
+    // Old enough, each event begins a file, and only the last file is kept.
+    for id in ["first", "second"] {
+        world.launch(&shell(id, "true")).unwrap();
+        world.remove(id, true).unwrap();
+    }
+    assert!(!world.events().is_empty());
+    fs::write(&config, "subreaper = false\n[journal]\nmax_age = '1ms'").unwrap();
+    signal(world.pid(), Signal::SIGHUP);
+    world.until("read again", |world| world.log().contains("read the configuration again"));
+    assert!(world.log().contains("subreaper has changed in the configuration"), "{}", world.log());
+    world.until("dropped", |world| world.events().is_empty());
+
+    fs::write(&config, "[journal]\nmaxage = '1s'").unwrap();
+    signal(world.pid(), Signal::SIGHUP);
+    world.until("refused", |world| world.log().contains("everything stays as it is"));
+    assert!(world.log().contains("the nearest is \"journal.max_age\""), "{}", world.log());
+    world.launch(&shell("third", "true")).unwrap();
+    world.close();
+}
+
 /// A zombie does not run, should nobody reap it.
 fn runs(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))

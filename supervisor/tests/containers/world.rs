@@ -28,6 +28,7 @@ pub(crate) struct World {
     dir: tempfile::TempDir,
     daemon: Option<Child>,
     shim: PathBuf,
+    config: Option<PathBuf>,
     runtime: Runtime,
     client: Option<Client>,
 }
@@ -50,7 +51,7 @@ pub(crate) fn world() -> Option<World> {
     }
     let dir = tempfile::Builder::new().prefix("dunnage-core-").tempdir().unwrap();
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    let mut world = World { dir, daemon: None, shim, runtime, client: None };
+    let mut world = World { dir, daemon: None, shim, config: None, runtime, client: None };
     world.start();
     Some(world)
 }
@@ -65,6 +66,11 @@ impl World {
         self.shim = self.path("shim");
         fs::write(&self.shim, script).unwrap();
         fs::set_permissions(&self.shim, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+
+    /// A configuration file, from the next start on.
+    pub(crate) fn configure(&mut self, file: &Path) {
+        self.config = Some(file.to_owned());
     }
 
     pub(crate) fn real_shim() -> PathBuf {
@@ -84,6 +90,7 @@ impl World {
             .arg(self.path("root"))
             .arg("--shim")
             .arg(&self.shim);
+        command.args(self.config.iter().flat_map(|file| ["--config".as_ref(), file.as_os_str()]));
         command.args(["--log-level", "debug"]).env("NOTIFY_SOCKET", &notify).env_remove("LISTEN_FDS");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.daemon = Some(command.spawn().unwrap());
