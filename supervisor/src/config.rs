@@ -189,7 +189,7 @@ struct LogFile {
 }
 
 /// All keys there are, for who mistypes one. A test keeps it equal to what [`File`] takes.
-const KEYS: [&str; 16] = [
+pub(crate) const KEYS: [&str; 16] = [
     "state",
     "root",
     "address",
@@ -394,6 +394,33 @@ mod tests {
             let error = lay(&Flags::default(), &format!("{table}{key} = [[]]")).unwrap_err();
             assert!(!error.contains("no key"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_sample_has_every_key_at_its_default() {
+        let key = |line: &&str| line.strip_prefix('#').is_some_and(|rest| rest.starts_with(|c: char| c.is_lowercase()));
+        let uncommented = |line| if key(&line) { &line[1..] } else { line };
+        let text: Vec<&str> = crate::command::SAMPLE.lines().map(uncommented).collect();
+        let text = text.join("\n");
+        let mut keys = Vec::new();
+        for (name, value) in text.parse::<toml::Table>().unwrap() {
+            match value {
+                toml::Value::Table(table) => keys.extend(table.keys().map(|key| format!("{name}.{key}"))),
+                _ => keys.push(name),
+            }
+        }
+        keys.sort();
+        let mut known = KEYS.map(str::to_owned);
+        known.sort();
+        assert_eq!(keys, known);
+
+        let paths = Paths::of(true, |_| None).unwrap();
+        let read = |text: &str| Config::lay(&Flags::default(), File::parse(text).unwrap(), &paths).unwrap();
+        let mut sample = read(&text);
+        let examples = (sample.oom_score.take(), sample.metrics.take(), sample.shim.take());
+        assert!(matches!(examples, (Some(_), Some(_), Some(_))), "{examples:?}");
+        assert_eq!(sample, read(""));
+        assert_eq!(read(crate::command::SAMPLE), sample, "as it is, it changes nothing");
     }
 
     #[test]

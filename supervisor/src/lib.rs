@@ -6,6 +6,7 @@ mod bundle;
 mod carry;
 mod children;
 pub mod client;
+pub mod command;
 pub mod config;
 mod fault;
 pub mod fdstore;

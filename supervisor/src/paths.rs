@@ -37,7 +37,7 @@ impl Paths {
         Self::of(geteuid().is_root() && !in_rootless(), |name| env::var_os(name).map(PathBuf::from))
     }
 
-    fn of(root: bool, variable: impl Fn(&str) -> Option<PathBuf>) -> Result<Self, NoPaths> {
+    pub(crate) fn of(root: bool, variable: impl Fn(&str) -> Option<PathBuf>) -> Result<Self, NoPaths> {
         if root {
             return Ok(Self {
                 state: "/run/dunnage/supervisor".into(),

@@ -127,6 +127,16 @@ fn every_command_has_a_manual_page() {
     let page = dunnage(&["man", "trace"]);
     assert!(text(&page).contains(".TH") && text(&page).contains("perfetto"), "{}", text(&page));
     assert_eq!(dunnage(&["man", "nothing"]).status.code(), Some(1));
+
+    let page = std::fs::read_to_string(dir.path().join("man8/dunnaged.8")).unwrap();
+    assert_eq!(text(&dunnage(&["man", "dunnaged"])), page);
+    for part in [".TH dunnaged 8", "\\-\\-check", "\n\\&#max_size = \"64MiB\"\n", "/etc/dunnage/dunnaged.toml"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    let help = Command::new(env!("CARGO_BIN_EXE_dunnaged")).arg("--help").output().unwrap();
+    for part in ["/etc/dunnage/dunnaged.toml", "journal.max_age", "runtime.systemd_cgroup"] {
+        assert!(text(&help).contains(part), "{part}: {}", text(&help));
+    }
 }
 
 #[test]

@@ -8,21 +8,11 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser;
 use dunnage_supervisor::{
+    command::Args,
     config::{Config, Flags},
     paths::Paths,
     rootless, serve,
 };
-
-/// Knows where the shims are and relays what they say; the containers do not need it to live
-#[derive(Debug, Parser)]
-#[command(name = "dunnaged", version)]
-struct Args {
-    #[command(flatten)]
-    flags: Flags,
-    /// Check the configuration, say who we are, and end
-    #[arg(long)]
-    check: bool,
-}
 
 fn main() -> ExitCode {
     let args = Args::parse();
