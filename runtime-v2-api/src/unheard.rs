@@ -12,6 +12,8 @@ use std::{
 
 /// The environment variable that names the folder of these files. A shim that has it is supervised.
 pub const VARIABLE: &str = "DUNNAGE_UNHEARD";
+/// The environment variable that names the file where a supervised shim logs, for want of containerd's FIFO in the bundle.
+pub const LOG: &str = "DUNNAGE_SHIM_LOG";
 /// ttrpc metadata of an event: which shim it is of, which is also the name of that shim's file; see [`source`].
 pub const SOURCE: &str = "dunnage-source";
 /// ttrpc metadata of an event: its number among that shim's, counted from 1, in decimal.

@@ -1,13 +1,16 @@
-//! What we have to say, to containerd's log: lines as its own shims write them, into the FIFO `log` in the bundle.
+//! What we have to say, to containerd's log: lines as its own shims write them, into the FIFO `log` in the bundle. Dunnage's
+//! supervisor makes none, because we outlive it: there the same lines go to a file beside the container's log.
 //!
 //! A log line is never worth waiting for. While nobody reads, and while containerd is down, lines are dropped; the next one
-//! that gets through says how many.
+//! that gets through says how many. The same goes for a full disk.
 
 use std::{
+    env,
     fmt::{self, Display, Write as _},
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt as _,
+    panic,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -15,21 +18,41 @@ use std::{
 use env_logger::{Builder, Target};
 use log::{Level, LevelFilter};
 use nix::unistd::dup2_stderr;
+use runtime_v2_api::unheard;
 
 use crate::args::Args;
 
 /// A line of up to `PIPE_BUF` bytes arrives in one piece or not at all. The rest of the line fits into what is left.
 const LONGEST_MESSAGE: usize = libc::PIPE_BUF - 1024;
 
-/// Sends everything logged from now on to the FIFO in `bundle`.
+/// A file of a supervised shim is set aside when it would become larger, and takes the place of the one before.
+const LARGEST: u64 = 128 << 10;
+
+/// Sends everything logged from now on to the FIFO in `bundle`, or to the file that the supervisor names.
 ///
 /// With `stderr`, descriptor 2 becomes the FIFO too: all that is ever written there is a panic's last words, which are
 /// worth reading, and the FIFO does not block either. Not for `start`, whose stderr containerd takes for its answer.
 pub(crate) fn init(args: &Args, bundle: &Path, stderr: bool) -> Result<(), log::SetLoggerError> {
+    if let Some(path) = env::var_os(unheard::LOG).filter(|path| !path.is_empty()) {
+        if stderr {
+            tell_of_panics();
+        }
+        let file = Pages { path: path.into(), source: source(args), dropped: 0 };
+        return builder(args).target(Target::Pipe(Box::new(file))).try_init();
+    }
     let mut fifo = Fifo { path: bundle.join("log"), source: source(args), stderr, open: None, dropped: 0 };
     // Without a reader it is tried again with every line.
     fifo.open = fifo.open().ok();
     builder(args).target(Target::Pipe(Box::new(fifo))).try_init()
+}
+
+/// Has the last words of a panic logged: there is no file as long as nothing is, so none can be descriptor 2.
+fn tell_of_panics() {
+    let (own, usual) = (std::process::id(), panic::take_hook());
+    panic::set_hook(Box::new(move |info| {
+        // A container's first process is a copy of us until it executes its program, and does not log.
+        if std::process::id() == own { log::error!("{info}") } else { usual(info) }
+    }));
 }
 
 /// The same for `delete`, whose stderr containerd reads as a log.
@@ -173,6 +196,43 @@ impl Write for Fifo {
     }
 }
 
+/// A file that is made with the first line, and opened for each: most shims never have anything to say, and it may be
+/// removed, or set aside by `start`, at any time.
+struct Pages {
+    path: PathBuf,
+    source: String,
+    /// Lines since the last one that was written.
+    dropped: u64,
+}
+
+impl Pages {
+    fn append(&self, line: &[u8]) -> io::Result<()> {
+        let open = || OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path);
+        let mut file = open()?;
+        if file.metadata()?.len() + line.len() as u64 > LARGEST {
+            fs::rename(&self.path, self.path.with_added_extension("1"))?;
+            file = open()?;
+        }
+        if self.dropped > 0 {
+            let lost = format_args!("{} log lines were dropped, because they could not be written", self.dropped);
+            self::line(&mut file, SystemTime::now(), Level::Warn, &lost, &self.source)?;
+        }
+        file.write_all(line)
+    }
+}
+
+impl Write for Pages {
+    /// As that of [`Fifo`].
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.dropped = if self.append(line).is_ok() { 0 } else { self.dropped + 1 };
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{io::Read as _, time::Duration};
@@ -256,6 +316,34 @@ mod tests {
         assert!(dropped(&drain(&mut reader)));
         fifo.write_all(b"and on\n").unwrap();
         assert_eq!(drain(&mut reader), "and on\n");
+    }
+
+    #[test]
+    fn a_file_is_made_when_there_is_something_to_say_and_has_its_bounds() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c/shim.log");
+        let mut pages = Pages { path: path.clone(), source: "id=web-1".into(), dropped: 0 };
+        pages.write_all(b"nowhere\n").unwrap();
+        assert!(!path.exists(), "it makes no folder, which somebody would have to remove");
+        fs::create_dir(folder.path().join("c")).unwrap();
+        pages.write_all(b"here\n").unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let (note, rest) = text.split_once('\n').unwrap();
+        assert!(note.contains("1 log lines were dropped, because they could not be written\" id=web-1"), "{text}");
+        assert_eq!(rest, "here\n");
+
+        let line = [&[b'x'; 999][..], b"\n"].concat();
+        for _ in 0..3 * LARGEST / 1000 {
+            pages.write_all(&line).unwrap();
+        }
+        pages.write_all(b"last\n").unwrap();
+        let mut sizes = Vec::new();
+        for file in fs::read_dir(folder.path().join("c")).unwrap() {
+            sizes.push((file.as_ref().unwrap().file_name(), file.unwrap().metadata().unwrap().len()));
+        }
+        assert!(sizes.len() == 2 && sizes.iter().all(|(_, size)| *size <= LARGEST), "{sizes:?}");
+        assert!(fs::read_to_string(&path).unwrap().ends_with("x\nlast\n"));
+        assert!(fs::read(path.with_extension("log.1")).unwrap().ends_with(&line), "and whole lines");
     }
 
     #[test]

@@ -184,6 +184,11 @@ impl Places {
         self.logs(name).join("log")
     }
 
+    /// What the shim has to say for itself, if it ever did; one older file may be beside it.
+    pub(crate) fn shim_log(&self, name: &Name) -> PathBuf {
+        self.logs(name).join("shim.log")
+    }
+
     /// Where libcontainer keeps its states: the `Root` of the runtime options.
     pub(crate) fn runtime(&self) -> PathBuf {
         self.state.join("runtime")

@@ -10,6 +10,7 @@ use std::{
 
 use log::LevelFilter;
 use nix::sys::resource::{Resource, getrlimit};
+use runtime_v2_api::unheard;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
@@ -127,7 +128,8 @@ impl Ground {
         let (_, most) =
             getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| format!("read the limit of open files: {errno}"))?;
         sys::limit_files(&mut command, self.files.min(most), most);
-        command.env("TTRPC_ADDRESS", &self.address).env(runtime_v2_api::unheard::VARIABLE, self.places().unheard());
+        command.env("TTRPC_ADDRESS", &self.address).env(unheard::VARIABLE, self.places().unheard());
+        command.env(unheard::LOG, self.places().shim_log(name));
         Ok(command)
     }
 }

@@ -119,12 +119,16 @@ impl Ground {
         // It may have been asked for meanwhile. From here on nothing waits.
         let lost = self.book.look(name, |entry| entry.stage == Stage::Live && !entry.auto_remove).unwrap_or(false);
         if lost {
-            let reason = match shim {
+            let mut reason = match shim {
                 Some(shim) => {
                     format!("its shim, process {}, has ended; what was left of the container was killed", shim.pid)
                 }
                 None => "its shim has ended".to_owned(),
             };
+            let said = places.shim_log(name);
+            if said.exists() {
+                reason += &format!("; what the shim had to say is in {}", said.display());
+            }
             log::warn!("container {name} is lost: {reason}");
             self.book.trouble(name, None);
             return self.change(name, |entry| entry.stage = Stage::Lost(reason.into()));

@@ -5,12 +5,15 @@ mod kills;
 mod thousand;
 mod world;
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::Signal;
 use runtime_v2_api::{supervisor::Phase, task};
 use ttrpc::Code;
-use world::{shell, world};
+use world::{PATIENCE, shell, world};
 
 #[test]
 fn a_container_is_launched_lives_over_a_kill_and_is_removed() {
@@ -138,6 +141,32 @@ fn an_unreadable_entry_is_named_and_the_others_are_found() {
     fs::remove_file(entry.with_extension("unreadable")).unwrap();
     world.start();
     assert_eq!(world.list().0.len(), 2);
+    world.close();
+}
+
+#[test]
+fn what_a_shim_has_to_say_is_beside_the_containers_log_and_goes_with_it() {
+    let Some(mut world) = world() else { return };
+    let log = world.path("root/logs/default/web-1/shim.log");
+    let container = world.launch(&shell("web-1", "while :; do sleep 1; done")).unwrap();
+    world.start_task("web-1");
+    // Nobody is there to take its next event, which it says; nor to read that.
+    world.kill();
+    signal(container.pid, Signal::SIGKILL);
+    let deadline = Instant::now() + PATIENCE;
+    while !fs::read_to_string(&log).is_ok_and(|text| text.contains(" waits for ")) {
+        assert!(Instant::now() < deadline, "never said");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(runs(container.shim_pid));
+    world.start();
+    world.until("stopped", |world| world.phase("web-1") == Phase::STOPPED);
+    signal(container.shim_pid, Signal::SIGKILL);
+    world.until("lost", |world| world.phase("web-1") == Phase::LOST);
+    let reason = world.get("web-1").unwrap().reason;
+    assert!(reason.ends_with(&format!("is in {}", log.display())), "{reason}");
+    world.remove("web-1", false).unwrap();
+    assert!(!log.exists());
     world.close();
 }
 
