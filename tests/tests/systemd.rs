@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use dunnage_tests::{Case, Run, alone, case_of_ours, case_under_systemd, eventually, process, under_systemd};
+use dunnage_tests::{Alone, Case, Run, alone, case_of_ours, case_under_systemd, eventually, process, under_systemd};
 use serde_json::json;
 
 /// A container that is to be a unit of systemd.
@@ -197,6 +197,115 @@ fn a_supervisors_containers_are_scopes_that_outlive_it() {
         assert_eq!(property(&unit, "MemoryMax"), (48 << 20).to_string());
         world.dunnage(["rm", "--force", "scoped"]).ok();
         is_gone(&unit);
+    });
+}
+
+/// The shipped units under the name of the case, with a supervisor of its own.
+struct Service<'w> {
+    world: &'w Alone,
+    folder: PathBuf,
+}
+
+impl<'w> Service<'w> {
+    fn install(world: &'w Alone) -> Self {
+        let service = Self { world, folder: "/run/systemd/system".into() };
+        let command = world.daemon();
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let line: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        let (own_socket, path) = (service.unit("socket"), world.socket().display().to_string());
+        let changes = [
+            ("/run/dunnage/supervisor/dunnaged.sock", path),
+            ("dunnaged.socket", own_socket),
+            ("ExecStart=/usr/local/bin/dunnaged", format!("ExecStart={}", line.join(" "))),
+        ];
+        let shipped = [
+            ("service", include_str!("../../supervisor/systemd/dunnaged.service"), &changes[1..]),
+            ("socket", include_str!("../../supervisor/systemd/dunnaged.socket"), &changes[..1]),
+        ];
+        for (kind, text, changes) in shipped {
+            let changed = changes.iter().fold(text.to_owned(), |text, (old, new)| {
+                assert!(text.contains(old), "no {old} in dunnaged.{kind}");
+                text.replace(old, new)
+            });
+            fs::write(service.folder.join(service.unit(kind)), changed).expect("write a unit");
+        }
+        systemctl(&["daemon-reload"]);
+        service
+    }
+
+    fn unit(&self, kind: &str) -> String {
+        format!("{}.{kind}", self.world.name)
+    }
+
+    fn property(&self, name: &str) -> String {
+        property(&self.unit("service"), name)
+    }
+
+    fn act(&self, verb: &str, kind: &str) {
+        let done = Command::new("systemctl").args([verb, &self.unit(kind)]).output().expect("systemctl");
+        let status = || systemctl(&["status", "--no-pager", "--lines=40", &self.unit(kind)]);
+        assert!(done.status.success(), "{}{}", String::from_utf8_lossy(&done.stderr), status());
+    }
+}
+
+impl Drop for Service<'_> {
+    fn drop(&mut self) {
+        for kind in ["socket", "service"] {
+            systemctl(&["stop", &self.unit(kind)]);
+            drop(fs::remove_file(self.folder.join(self.unit(kind))));
+        }
+        systemctl(&["daemon-reload"]);
+        systemctl(&["reset-failed", &self.unit("service")]);
+        drop(fs::remove_file(self.world.socket()));
+    }
+}
+
+#[test]
+fn the_shipped_units_start_reload_and_restart_a_supervisor_and_no_container_notices() {
+    if !under_systemd() {
+        return;
+    }
+    alone(|world| {
+        world.stop();
+        let config = world.path("dunnaged.toml");
+        fs::write(&config, "").expect("write a file");
+        world.flags(["--config".into(), config.clone().into_os_string()]);
+        let service = Service::install(world);
+        service.act("start", "socket");
+        assert_eq!(service.property("ActiveState"), "inactive", "nobody has asked yet");
+        world.idle("web");
+        assert_eq!(service.property("ActiveState"), "active");
+        let (main, pid) = (service.property("MainPID"), world.container("web").pid);
+        let of = |pid: &str, file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).expect("read of a process");
+        assert_eq!(of(&main, "oom_score_adj").trim(), "-999");
+        assert_eq!(of(&pid.to_string(), "oom_score_adj").trim(), "0", "no container is what the kernel spares");
+        let limits = of(&pid.to_string(), "limits");
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
+        let files: Vec<u64> = files.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let own: [u64; 2] =
+            ["LimitNOFILESoft", "LimitNOFILE"].map(|name| service.property(name).parse().expect("a number"));
+        assert_eq!(files, own, "as any service");
+        assert!(files[1] <= 1 << 20, "{files:?}");
+
+        fs::write(&config, "[runtime]\nsystemd_cgroup = true\n").expect("write a file");
+        service.act("reload", "service");
+        assert_eq!(service.property("MainPID"), main);
+        eventually("the configuration to be read", || {
+            world.dunnage(["run", "-d", "--name", "scoped", "--", "sleep", "1000"]).ok();
+            let scoped = property(&format!("dunnage-{}-scoped.scope", world.name), "ActiveState") == "active";
+            world.dunnage(["rm", "--force", "scoped"]).ok();
+            scoped.then_some(())
+        });
+        service.act("restart", "service");
+        assert_ne!(service.property("MainPID"), main);
+        process::kill_hard(service.property("MainPID").parse().expect("a number"));
+        assert_eq!(world.container("web").pid, pid, "whoever asks has the next one started");
+        assert_eq!(world.dunnage(["exec", "web", "echo", "on"]).ok(), "on");
+        assert_eq!(service.property("ActiveState"), "active");
+        world.dunnage(["rm", "--force", "web"]).ok();
+        drop(service);
+        world.flags::<std::ffi::OsString>([]);
+        world.start();
     });
 }
 
