@@ -1,6 +1,7 @@
 //! The supervisor: where the shims are, and what they said. Its programs are `dunnaged`, the daemon, and `dunnage`, the
 //! command line.
 
+pub mod attend;
 mod book;
 mod bundle;
 mod carry;

@@ -11,6 +11,7 @@ use runtime_v2_api::supervisor::Phase;
 use tokio::time::sleep;
 
 use crate::{
+    attend::is_attended,
     book::{Name, Stage},
     ground::{AT_ONCE, Ground},
     sys,
@@ -18,6 +19,9 @@ use crate::{
 
 /// Between two attempts to clean up after a shim, of which something, such as a full disk, tells nobody when it is over.
 const PAUSE: Duration = Duration::from_secs(5);
+/// Between two looks whether a client still stays with a container: nobody tells when a lock is given back. The client removes
+/// it itself when it has what it wants.
+const ATTENDED: Duration = Duration::from_millis(500);
 
 /// A shim as it is called in `unheard/`.
 fn source(text: &str) -> Option<Init> {
@@ -40,9 +44,14 @@ pub(crate) fn recover(ground: &Arc<Ground>) -> io::Result<()> {
         if ground.book.look(&name, |entry| entry.after > last) == Some(true) {
             ground.book.change(&name, |entry| entry.after = last)?;
         }
-        let found = ground.book.look(&name, |entry| (entry.stage.clone(), entry.shim, entry.address.clone()));
-        let Some((stage, shim, address)) = found else { continue };
+        let found = ground
+            .book
+            .look(&name, |entry| (entry.stage.clone(), entry.shim, entry.address.clone(), entry.auto_remove));
+        let Some((stage, shim, address, auto_remove)) = found else { continue };
         if matches!(stage, Stage::Lost(_)) {
+            if auto_remove {
+                finish(ground, name);
+            }
             continue;
         }
         let pidfd: Option<OwnedFd> = match shim.map(Init::open).transpose() {
@@ -64,7 +73,7 @@ pub(crate) fn recover(ground: &Arc<Ground>) -> io::Result<()> {
         finish_ended(ground, name.clone());
     }
     for name in over {
-        tokio::spawn(finish(ground.clone(), name));
+        finish(ground, name);
     }
     ground.book.ask(alive.len());
     tokio::spawn(ask_all(ground.clone(), alive));
@@ -103,7 +112,7 @@ fn import_orphans(ground: &Ground) -> io::Result<()> {
 pub(crate) fn finish_lost(ground: &Arc<Ground>, name: Arc<Name>) {
     if ground.book.look(&name, |entry| entry.stage == Stage::Live) == Some(true) {
         log::warn!("the shim of container {name} has ended");
-        tokio::spawn(finish(ground.clone(), name));
+        finish(ground, name);
     }
 }
 
@@ -111,27 +120,44 @@ pub(crate) fn finish_lost(ground: &Arc<Ground>, name: Arc<Name>) {
 pub(crate) fn finish_ended(ground: &Arc<Ground>, name: Arc<Name>) {
     let over = ground.book.look(&name, |entry| entry.auto_remove && entry.exit.is_some() && entry.stage == Stage::Live);
     if over == Some(true) {
-        tokio::spawn(finish(ground.clone(), name));
+        finish(ground, name);
     }
 }
 
-/// Goes on with a container's way out for as long as it takes.
-async fn finish(ground: Arc<Ground>, name: Arc<Name>) {
-    let ends = |stage: &Stage| matches!(stage, Stage::Lost(_));
-    loop {
-        let marked = match ground.book.look(&name, |entry| entry.auto_remove && entry.stage == Stage::Live) {
-            None => return,
-            Some(true) => ground.change(&name, |entry| entry.stage = Stage::Removing),
-            Some(false) => Ok(()),
+/// Goes on with a container's way out for as long as it takes. One that is to be removed is kept for a client that stays
+/// with it, and is lost until then if its shim is gone.
+fn finish(ground: &Arc<Ground>, name: Arc<Name>) {
+    if let Some(created) = ground.book.look(&name, |entry| entry.created) {
+        tokio::spawn(go_on(ground.clone(), name, created));
+    }
+}
+
+async fn go_on(ground: Arc<Ground>, name: Arc<Name>, created: u64) {
+    // Another container may have the name by then.
+    let look = || ground.book.look(&name, |entry| (entry.created, entry.stage.clone(), entry.auto_remove));
+    while let Some((_, stage, auto_remove)) = look().filter(|found| found.0 == created) {
+        let lost = matches!(stage, Stage::Lost(_));
+        let marked = match stage {
+            Stage::Lost(_) if !auto_remove => return,
+            Stage::Live | Stage::Lost(_) if auto_remove => {
+                if !is_attended(&ground.places().logs(&name)) {
+                    ground.change(&name, |entry| entry.stage = Stage::Removing)
+                } else if lost || ground.shims.lives(&name) {
+                    sleep(ATTENDED).await;
+                    continue;
+                } else {
+                    Ok(())
+                }
+            }
+            _ => Ok(()),
         };
         let ended = match marked {
             Ok(()) => ground.end(&name).await,
             Err(fault) => Err(fault),
         };
-        if ended.is_ok() || ground.book.look(&name, |entry| ends(&entry.stage)).unwrap_or(true) {
-            return;
+        if ended.is_err() {
+            sleep(PAUSE).await;
         }
-        sleep(PAUSE).await;
     }
 }
 

@@ -117,7 +117,7 @@ impl Ground {
         bundle::remove(&places.bundle(name)).map_err(failed)?;
         bundle::remove_file(&places.attach(created)).map_err(failed)?;
         // It may have been asked for meanwhile. From here on nothing waits.
-        let lost = self.book.look(name, |entry| entry.stage == Stage::Live && !entry.auto_remove).unwrap_or(false);
+        let lost = self.book.look(name, |entry| entry.stage == Stage::Live).unwrap_or(false);
         if lost {
             let mut reason = match shim {
                 Some(shim) => {

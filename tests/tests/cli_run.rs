@@ -7,8 +7,9 @@ use std::{
     process::{Command, Stdio},
 };
 
-use dunnage_tests::{Alone, Terminal, alone, process};
+use dunnage_tests::{Alone, Terminal, alone, eventually, process};
 use nix::{
+    fcntl::{Flock, FlockArg},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -208,9 +209,7 @@ fn exec_runs_beside_and_tells_the_code() {
         terminal.expect("/dev/pts/0");
         assert_eq!(shell.wait().code, 6);
         assert_eq!(exec(&["-d", "one", "sh", "-c", "sleep 0; touch /tmp/done"]).ok(), "");
-        dunnage_tests::eventually("the detached exec's file", || {
-            (exec(&["one", "ls", "/tmp/done"]).code == 0).then_some(())
-        });
+        eventually("the detached exec's file", || (exec(&["one", "ls", "/tmp/done"]).code == 0).then_some(()));
         let left = fs::read_dir(world.state())
             .unwrap()
             .flatten()
@@ -364,7 +363,7 @@ fn other_detach_keys_and_signals_by_name() {
                 "trap 'exit 8' USR1; while :; do sleep 0.05; done",
             ])
             .ok();
-        dunnage_tests::eventually("the trap to be set and sprung", || {
+        eventually("the trap to be set and sprung", || {
             drop(world.dunnage(["kill", "--signal", "USR1", "heeds"]));
             let phase = world.container("heeds").phase.enum_value_or_default();
             (phase == Phase::STOPPED).then_some(())
@@ -390,6 +389,135 @@ fn a_client_outlives_its_supervisor() {
         assert_eq!((outcome.code, outcome.stdout.as_str()), (12, "up\nhello\n"), "{}", outcome.stderr);
         drop(waits.wait());
         assert!(world.containers().is_empty());
+    });
+}
+
+/// `--rm` is the supervisor's promise: whatever becomes of the client, and of a supervisor in between.
+#[test]
+fn a_container_is_removed_also_when_nobody_stays_with_it() {
+    alone(|world| {
+        let mut terminal = Terminal::new();
+        let shell = |name| ["run", "--rm", "-it", "--name", name, "--", "sh"];
+        let (detached, told) = (world.spawn_on(&terminal, shell("detached")), "# ");
+        terminal.expect(told);
+        terminal.type_in("\x10\x11");
+        assert_eq!(detached.wait().code, 0);
+        let ended = world.spawn_on(&terminal, shell("ended"));
+        terminal.expect(told);
+        signal(ended.pid(), Signal::SIGTERM);
+        assert_eq!(ended.wait().code, 143);
+        let deaf = "trap 'n=$n.; echo $n' INT; echo up; while :; do sleep 0.05; done";
+        let left = world.spawn(["run", "--rm", "--name", "left", "--", "sh", "-c", deaf]);
+        for line in ["up", ".", ".."] {
+            left.stdout().line(line);
+            signal(left.pid(), Signal::SIGINT);
+        }
+        assert_eq!(left.wait().code, 130);
+        let killed = world.spawn(["run", "--rm", "--name", "killed", "--", "sh", "-c", "echo up; sleep 1000"]);
+        killed.stdout().line("up");
+        killed.kill();
+        let names = ["detached", "ended", "left", "killed"];
+        for name in names {
+            assert_eq!(world.container(name).phase.enum_value_or_default(), Phase::RUNNING, "{name} goes on");
+        }
+        // What ends while there is no supervisor is the next one's.
+        let (first, rest) = names.split_at(2);
+        world.dunnage(["kill"].iter().chain(first).copied()).ok();
+        let pids = rest.iter().map(|name| world.container(name).pid).collect::<Vec<_>>();
+        world.kill();
+        pids.into_iter().for_each(process::kill_hard);
+        world.start();
+        eventually("all of them to be removed", || world.containers().is_empty().then_some(()));
+    });
+}
+
+#[test]
+fn a_slow_reader_gets_all_and_the_code_of_a_container_that_is_to_be_removed() {
+    alone(|world| {
+        let script = "echo up; while [ ! -e /tmp/go ]; do sleep 0.05; done; \
+                      i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; exit 5";
+        let run = world.spawn(["run", "--rm", "--name", "talker", "--", "sh", "-c", script]);
+        run.stdout().line("up");
+        // From here on it neither reads, nor asks how the container ended.
+        signal(run.pid(), Signal::SIGSTOP);
+        assert!(lock(world, "talker", FlockArg::LockExclusiveNonblock).is_none(), "it stays with the container");
+        drop(world.dunnage(["exec", "talker", "touch", "/tmp/go"]));
+        let ended = || world.container("talker").phase.enum_value_or_default() == Phase::STOPPED;
+        eventually("the end of the container", || ended().then_some(()));
+        world.kill();
+        world.start();
+        assert_eq!(world.container("talker").exit_status, 5, "kept for its client");
+        signal(run.pid(), Signal::SIGCONT);
+        let outcome = run.wait();
+        let expected: String = (0..2000).map(|line| format!("line {line}\n")).collect();
+        assert!(outcome.stdout == format!("up\n{expected}"), "{} bytes", outcome.stdout.len());
+        assert_eq!(outcome.code, 5, "{}", outcome.stderr);
+        assert!(world.containers().is_empty());
+    });
+}
+
+/// As a client does that stays with the container: a lock on the folder of its log.
+fn lock(world: &Alone, id: &str, how: FlockArg) -> Option<Flock<fs::File>> {
+    let log = world.container(id).log;
+    let folder =
+        fs::File::open(std::path::Path::new(&log).parent().expect("a folder")).expect("open the folder of a log");
+    Flock::lock(folder, how).ok()
+}
+
+#[test]
+fn a_container_is_not_removed_while_a_client_stays_with_it() {
+    alone(|world| {
+        let script = "while [ ! -e /tmp/end ]; do sleep 0.05; done; exit 6";
+        world.dunnage(["run", "-d", "--rm", "--name", "one", "--", "sh", "-c", script]).ok();
+        let stays = lock(world, "one", FlockArg::LockShared).expect("lock a folder");
+        // It may be killed by the container's end before its own.
+        drop(world.dunnage(["exec", "one", "touch", "/tmp/end"]));
+        for _ in 0..2 {
+            let ended = || world.container("one").phase.enum_value_or_default() == Phase::STOPPED;
+            eventually("the end of the container", || ended().then_some(()));
+            // Of which the next supervisor knows as well.
+            world.kill();
+            world.start();
+        }
+        assert_eq!(world.dunnage(["wait", "one"]).ok(), "6");
+        process::kill_hard(world.container("one").shim_pid);
+        let lost = || world.container("one").phase.enum_value_or_default() == Phase::LOST;
+        eventually("the end of its shim", || lost().then_some(()));
+        world.kill();
+        world.start();
+        assert_eq!(world.container("one").exit_status, 6);
+        drop(stays);
+        eventually("it to be removed", || world.containers().is_empty().then_some(()));
+    });
+}
+
+/// Of a container in the background nothing is kept for those who are attached; the journal tells them.
+#[test]
+fn the_code_of_a_container_that_is_gone_is_told_to_who_was_attached() {
+    alone(|world| {
+        let script = "while [ ! -e /tmp/end ]; do echo tick; sleep 0.05; done; exit 9";
+        world.dunnage(["run", "-d", "--rm", "--name", "one", "--", "sh", "-c", script]).ok();
+        let attach = world.spawn(["attach", "one"]);
+        attach.stdout().line("tick");
+        signal(attach.pid(), Signal::SIGSTOP);
+        // It may be killed by the container's end before its own.
+        drop(world.dunnage(["exec", "one", "touch", "/tmp/end"]));
+        eventually("the container to be removed", || world.containers().is_empty().then_some(()));
+        signal(attach.pid(), Signal::SIGCONT);
+        let outcome = attach.wait();
+        assert_eq!(outcome.code, 9, "{}", outcome.stderr);
+    });
+}
+
+#[test]
+fn a_container_whose_shim_is_killed_tells_its_client_the_code_and_is_removed() {
+    alone(|world| {
+        let run = world.spawn(["run", "--rm", "--name", "one", "--", "sh", "-c", "echo up; sleep 1000"]);
+        run.stdout().line("up");
+        process::kill_hard(world.container("one").shim_pid);
+        let outcome = run.wait();
+        assert_eq!(outcome.code, 137, "{}", outcome.stderr);
+        eventually("it to be removed", || world.containers().is_empty().then_some(()));
     });
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use dunnage_supervisor::attend::Attendant;
 use libcontainer::cgroup::Layout;
 use oci_spec::runtime::Spec;
 use runtime_v2_api::Empty;
@@ -88,7 +89,7 @@ async fn launch(session: &Session, args: &Args, facts: &Facts, spec: &Spec) -> a
         terminal: args.setting.tty,
         stdin: args.setting.interactive,
         labels: labels.map(|(name, value)| (name.to_owned(), value)).into(),
-        auto_remove: args.rm && args.detach,
+        auto_remove: args.rm,
         ..LaunchRequest::default()
     };
     // Never twice: had the first one been heard, the second would be refused for the name.
@@ -131,6 +132,8 @@ async fn foreground(
     let flags = WANTS_OUTPUT | WANTS_EVERYTHING | if args.setting.interactive { BRINGS_STDIN } else { 0 };
     let connection = frames::connect(Path::new(&container.attach), flags).await;
     let connection = connection.map_err(|error| NotStarted(format!("{error:#}")))?;
+    // Whatever becomes of us, the supervisor removes the container, but not before we know all of it.
+    let _attendant = if args.rm { Some(stay(container)?) } else { None };
     start(session, container).await?;
     let left = attach::stay(session, container, connection, args.setting.interactive, &args.detach_keys, signals).await;
     match left {
@@ -147,6 +150,11 @@ async fn foreground(
         }
         Err(error) => Err(error.context(format!("{} goes on", container.id))),
     }
+}
+
+fn stay(container: &Container) -> Result<Attendant, NotStarted> {
+    Attendant::stay(container)
+        .map_err(|(folder, error)| NotStarted(format!("cannot lock {}: {error}", folder.display())))
 }
 
 /// Removes a container that never ran.
