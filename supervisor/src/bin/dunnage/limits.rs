@@ -6,10 +6,10 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxPids, LinuxResources};
 #[derive(Debug, Clone, Default, PartialEq, clap::Args)]
 #[command(next_help_heading = "Limits")]
 pub(crate) struct Limits {
-    /// Memory, in bytes or with a unit: 512k, 64m, 2g
-    #[arg(short, long, value_name = "SIZE", value_parser = size)]
+    /// Memory, in bytes or with a unit: 512k, 64m, 1.5g; 0 for no limit
+    #[arg(short, long, value_name = "SIZE", value_parser = size_or_zero)]
     pub(crate) memory: Option<i64>,
-    /// Memory and swap together; -1 for as much swap as there is
+    /// Memory and swap together; 0 for twice the memory, which is usual; -1 for as much swap as there is
     #[arg(long, value_name = "SIZE", value_parser = size_or_none, allow_hyphen_values = true)]
     pub(crate) memory_swap: Option<i64>,
     /// Processors' worth of time: 0.5, 2
@@ -21,7 +21,7 @@ pub(crate) struct Limits {
     /// Processors it may run on: 0-3,5
     #[arg(long, value_name = "LIST")]
     pub(crate) cpuset_cpus: Option<String>,
-    /// Processes and threads
+    /// Processes and threads; 0 or -1 for no limit
     #[arg(long, visible_alias = "pids-limit", value_name = "NUMBER", value_parser = pids, allow_hyphen_values = true)]
     pub(crate) pids: Option<i64>,
 }
@@ -32,18 +32,20 @@ const PERIOD: u64 = 100_000;
 impl Limits {
     /// None at all.
     pub(crate) fn is_empty(&self) -> bool {
-        *self == Limits::default()
+        self.resources() == Limits::default().resources()
     }
 
     /// As the runtime-spec has them.
     pub(crate) fn resources(&self) -> LinuxResources {
         let mut resources = LinuxResources::default();
         resources.set_devices(None);
-        if self.memory.is_some() || self.memory_swap.is_some() {
-            let mut memory = LinuxMemory::default();
-            // Docker's rule: without a word on swap, as much again.
-            let swap = self.memory_swap.or(self.memory.map(|limit| limit.saturating_mul(2)));
-            memory.set_limit(self.memory).set_swap(swap);
+        // Docker's rule: 0 is no word on it.
+        let (memory, swap) = (self.memory.filter(|size| *size != 0), self.memory_swap.filter(|size| *size != 0));
+        if memory.is_some() || swap.is_some() {
+            let (limit, mut memory) = (memory, LinuxMemory::default());
+            // And this one: without a word on swap, as much again.
+            let swap = swap.or(limit.map(|limit| limit.saturating_mul(2)));
+            memory.set_limit(limit).set_swap(swap);
             resources.set_memory(Some(memory));
         }
         if self.cpus.is_some() || self.cpu_shares.is_some() || self.cpuset_cpus.is_some() {
@@ -65,23 +67,37 @@ impl Limits {
 
 /// Bytes. Units are powers of 1024, as Docker has them.
 pub(crate) fn size(text: &str) -> Result<i64, String> {
-    let wrong = || format!("{text:?} is no size such as 65536, 512k, 64m or 2g");
+    let wrong = || format!("{text:?} is no size such as 65536, 512k, 64m or 1.5g");
     let lower = text.to_ascii_lowercase();
-    let digits = lower.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let shift = match &lower[digits.len()..] {
+    let number = lower.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let shift = match &lower[number.len()..] {
         "" | "b" => 0,
         "k" | "kb" | "kib" => 10,
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         "t" | "tb" | "tib" => 40,
+        "p" | "pb" | "pib" => 50,
         _ => return Err(wrong()),
     };
-    let number: i64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_mul(1 << shift).filter(|size| *size > 0).ok_or_else(wrong)
+    let number = number.strip_suffix(' ').unwrap_or(number);
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.len() + part.len() == 0 || !is_digits(whole) || !is_digits(part) {
+        return Err(wrong());
+    }
+    let whole = if whole.is_empty() { Ok(0) } else { whole.parse::<i64>() };
+    // Less than one of the unit, of which a double has every bit that counts.
+    let part = format!("0.{part}0").parse::<f64>().map_err(|_| wrong())? * (1_i64 << shift) as f64;
+    let whole = whole.ok().and_then(|whole| whole.checked_mul(1 << shift));
+    whole.and_then(|whole| whole.checked_add(part as i64)).filter(|size| *size > 0).ok_or_else(wrong)
+}
+
+fn size_or_zero(text: &str) -> Result<i64, String> {
+    if text == "0" { Ok(0) } else { size(text) }
 }
 
 fn size_or_none(text: &str) -> Result<i64, String> {
-    if text == "-1" { Ok(-1) } else { size(text) }
+    if text == "-1" { Ok(-1) } else { size_or_zero(text) }
 }
 
 fn cpus(text: &str) -> Result<f64, String> {
@@ -91,8 +107,10 @@ fn cpus(text: &str) -> Result<f64, String> {
 }
 
 fn pids(text: &str) -> Result<i64, String> {
-    let wrong = || format!("{text:?} is no number of processes; -1 is for no limit");
-    text.parse().ok().filter(|pids| *pids > 0 || *pids == -1).ok_or_else(wrong)
+    let limit: i64 =
+        text.parse().map_err(|_| format!("{text:?} is no number of processes; 0 or -1 is for no limit"))?;
+    // What the runtime-spec has for none.
+    Ok(if limit > 0 { limit } else { -1 })
 }
 
 #[cfg(test)]
@@ -101,12 +119,40 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_docker_reads_them() {
-        for (text, bytes) in
-            [("1", 1), ("4096b", 4096), ("512k", 512 << 10), ("64M", 64 << 20), ("2g", 2 << 30), ("1GiB", 1 << 30)]
-        {
+        for (text, bytes) in [
+            ("1", 1),
+            ("4096b", 4096),
+            ("512k", 512 << 10),
+            ("64M", 64 << 20),
+            ("64 mb", 64 << 20),
+            ("2g", 2 << 30),
+            ("1GiB", 1 << 30),
+            ("1.5g", 3 << 29),
+            (".5k", 512),
+            ("1.k", 1024),
+            ("0.3k", 307),
+            ("1.9", 1),
+            ("8191p", 8191 << 50),
+            ("9223372036854775807", i64::MAX),
+        ] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "0", "-1", "m", "1x", "1.5g", "99999999999g", "9223372036854775807k"] {
+        for text in [
+            "",
+            "0",
+            "-1",
+            "m",
+            ".",
+            ".g",
+            "1x",
+            "1.5.g",
+            "1.-5g",
+            "+1",
+            "1e3",
+            "0.1",
+            "99999999999g",
+            "9223372036854775807k",
+        ] {
             assert!(size(text).is_err(), "{text}");
         }
     }
@@ -121,13 +167,25 @@ mod tests {
         });
         assert_eq!(serde_json::to_value(limits.resources()).unwrap(), expected);
         assert_eq!(serde_json::to_value(Limits::default().resources()).unwrap(), serde_json::json!({}));
-        for (bad, text) in [
-            (cpus("0").is_err(), "0"),
-            (cpus("x").is_err(), "x"),
-            (cpus("NaN").is_err(), "NaN"),
-            (pids("0").is_err(), "pids 0"),
-        ] {
-            assert!(bad, "{text}");
+        for text in ["0", "x", "NaN"] {
+            assert!(cpus(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_no_limit_for_docker_is_none_here() {
+        let json = |memory, memory_swap, pids| {
+            let limits = Limits { memory, memory_swap, pids, ..Limits::default() };
+            (limits.is_empty(), serde_json::to_value(limits.resources()).unwrap())
+        };
+        let [zero, all] = ["0", "-1"].map(|text| size_or_none(text).ok());
+        assert_eq!(json(Some(7), zero, None), (false, serde_json::json!({"memory": {"limit": 7, "swap": 14}})));
+        assert_eq!(json(Some(7), all, None), (false, serde_json::json!({"memory": {"limit": 7, "swap": -1}})));
+        assert_eq!(json(size_or_zero("0").ok(), zero, None), (true, serde_json::json!({})));
+        for text in ["0", "-1"] {
+            assert_eq!(json(None, None, pids(text).ok()), (false, serde_json::json!({"pids": {"limit": -1}})));
+        }
+        assert_eq!(pids("7"), Ok(7));
+        assert!(pids("x").is_err() && size_or_zero("-1").is_err());
     }
 }
