@@ -32,11 +32,19 @@ const PERIOD: u64 = 100_000;
 impl Limits {
     /// None at all.
     pub(crate) fn is_empty(&self) -> bool {
-        self.resources() == Limits::default().resources()
+        self.resources(true) == Limits::default().resources(true)
     }
 
-    /// As the runtime-spec has them.
-    pub(crate) fn resources(&self) -> LinuxResources {
+    /// What to tell the user if this kernel does not count swap: that it has no limit, though memory has.
+    pub(crate) fn without_swap(&self) -> Option<&'static str> {
+        let implied = self.resources(true).memory() != self.resources(false).memory();
+        implied.then_some(
+            "--memory limits memory only, not swap, which this kernel does not count (`dunnage doctor` has the fix)",
+        )
+    }
+
+    /// As the runtime-spec has them. Where swap is not counted it has a limit only if that was asked for.
+    pub(crate) fn resources(&self, swap_counted: bool) -> LinuxResources {
         let mut resources = LinuxResources::default();
         resources.set_devices(None);
         // Docker's rule: 0 is no word on it.
@@ -44,7 +52,7 @@ impl Limits {
         if memory.is_some() || swap.is_some() {
             let (limit, mut memory) = (memory, LinuxMemory::default());
             // And this one: without a word on swap, as much again.
-            let swap = swap.or(limit.map(|limit| limit.saturating_mul(2)));
+            let swap = swap.or(limit.filter(|_| swap_counted).map(|limit| limit.saturating_mul(2)));
             memory.set_limit(limit).set_swap(swap);
             resources.set_memory(Some(memory));
         }
@@ -165,10 +173,22 @@ mod tests {
             "cpu": {"quota": 150_000, "period": 100_000},
             "pids": {"limit": 7},
         });
-        assert_eq!(serde_json::to_value(limits.resources()).unwrap(), expected);
-        assert_eq!(serde_json::to_value(Limits::default().resources()).unwrap(), serde_json::json!({}));
+        assert_eq!(serde_json::to_value(limits.resources(true)).unwrap(), expected);
+        assert_eq!(serde_json::to_value(Limits::default().resources(true)).unwrap(), serde_json::json!({}));
         for text in ["0", "x", "NaN"] {
             assert!(cpus(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn swap_that_is_not_counted_is_limited_only_by_who_asks_for_it() {
+        let limits = |memory_swap| Limits { memory: Some(7), memory_swap, ..Limits::default() };
+        let json = |limits: &Limits| serde_json::to_value(limits.resources(false)).unwrap();
+        assert_eq!(json(&limits(None)), serde_json::json!({"memory": {"limit": 7}}));
+        assert!(limits(None).without_swap().is_some() && limits(Some(0)).without_swap().is_some());
+        assert_eq!(json(&limits(Some(9))), serde_json::json!({"memory": {"limit": 7, "swap": 9}}));
+        for other in [limits(Some(9)), limits(Some(-1)), Limits { cpus: Some(1.0), ..Limits::default() }] {
+            assert_eq!(other.without_swap(), None, "{other:?}");
         }
     }
 
@@ -176,7 +196,7 @@ mod tests {
     fn what_is_no_limit_for_docker_is_none_here() {
         let json = |memory, memory_swap, pids| {
             let limits = Limits { memory, memory_swap, pids, ..Limits::default() };
-            (limits.is_empty(), serde_json::to_value(limits.resources()).unwrap())
+            (limits.is_empty(), serde_json::to_value(limits.resources(true)).unwrap())
         };
         let [zero, all] = ["0", "-1"].map(|text| size_or_none(text).ok());
         assert_eq!(json(Some(7), zero, None), (false, serde_json::json!({"memory": {"limit": 7, "swap": 14}})));

@@ -31,6 +31,7 @@ mod signal;
 mod stats;
 mod stop;
 mod streams;
+mod swap;
 mod table;
 mod talk;
 mod terminal;

@@ -18,7 +18,7 @@ use crate::args::Global;
 use crate::frames::{self, BRINGS_STDIN, WANTS_EVERYTHING, WANTS_OUTPUT};
 use crate::session::{self, Session};
 use crate::talk::{self, Signals, Unheard};
-use crate::{attach, complain, rm, terminal};
+use crate::{attach, complain, rm, swap, terminal};
 
 mod args;
 mod machine;
@@ -35,6 +35,7 @@ pub(crate) async fn run(global: &Global, args: Box<Args>) -> anyhow::Result<Exit
     let session = Session::open(global).await?;
     let facts = facts(&session, &args).await?;
     let spec = spec::spec(&args, &facts, bundle)?;
+    args.limits.without_swap().filter(|_| !facts.swap_counted).iter().for_each(|what| complain(what));
     // Before there is a container that a signal could leave behind.
     let signals = if args.detach { None } else { Some(Signals::new()?) };
     let container = match launch(&session, &args, &facts, &spec).await {
@@ -199,6 +200,7 @@ async fn facts(session: &Session, args: &Args) -> anyhow::Result<Facts> {
         user,
         environment: environment.collect(),
         cgroup_v2: layout.is_v2(),
+        swap_counted: swap::is_counted(&layout.hierarchies),
         window: terminal::size(),
         hostname: hostname.to_string_lossy().into_owned(),
         capabilities: capabilities.iter().map(ToString::to_string).collect(),

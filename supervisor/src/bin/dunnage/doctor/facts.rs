@@ -16,6 +16,8 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, geteuid};
 use oci_spec::runtime::LinuxSeccompAction;
 
+use crate::swap;
+
 use super::programs::{Daemon, Program, Shim, executable, own_path};
 
 /// The user whom root tries for, whether ordinary users may do a thing: nobody.
@@ -69,6 +71,8 @@ pub(super) struct Facts {
     pub(super) closed_cgroups: Vec<(PathBuf, Errno)>,
     /// The pids limit at the top of the hierarchy, where a container around us has set one.
     pub(super) pids_limit: Option<u64>,
+    /// The kernel can limit swap.
+    pub(super) swap_counted: bool,
     /// Whether a device filter can be loaded, where cgroup v2 needs one.
     pub(super) device_filter: Option<Answer>,
     /// Effective capabilities.
@@ -148,6 +152,7 @@ impl Facts {
             seccomp_actions: known_actions(),
             closed_cgroups: hierarchies.map(closed).unwrap_or_default(),
             pids_limit: hierarchies.and_then(pids_limit),
+            swap_counted: hierarchies.is_some_and(swap::is_counted),
             device_filter: matches!(hierarchies, Some(Hierarchies::V2(_))).then(probe::device_filter),
             host,
             capabilities: sorted,

@@ -307,6 +307,11 @@ fn cgroups(facts: &Facts, layout: &Layout) -> Vec<Finding> {
         let fix = "boot a kernel that has it (CONFIG_CGROUPS; cgroup_enable= and cgroup_disable=), and mount it";
         findings.push(Limited.finding(format!("controller {name}"), "missing", purpose, fix));
     }
+    if layout.has("memory") && !facts.swap_counted {
+        let effect = "limits on swap: --memory limits memory only, and --memory-swap is refused";
+        let fix = "boot with swapaccount=1, on a kernel that has swap and memory cgroups (CONFIG_SWAP, CONFIG_MEMCG)";
+        findings.push(Limited.finding("swap", "not counted by this kernel", effect, fix));
+    }
     if let Some(Err(failed)) = facts.device_filter {
         let fix = "run with CAP_BPF or CAP_SYS_ADMIN on a kernel with CONFIG_CGROUP_BPF";
         findings.push(Limited.finding("device filter", failed.to_string(), DEVICE_RULES, fix));

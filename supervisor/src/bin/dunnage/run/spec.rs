@@ -27,6 +27,8 @@ pub(crate) struct Facts {
     pub(crate) environment: Vec<(String, String)>,
     /// The machine has cgroup v2, in which a cgroup namespace hides the rest.
     pub(crate) cgroup_v2: bool,
+    /// The kernel can limit swap.
+    pub(crate) swap_counted: bool,
     /// Columns and rows of our terminal.
     pub(crate) window: Option<(u16, u16)>,
     /// The machine's name.
@@ -73,7 +75,7 @@ pub(crate) fn spec(args: &Args, facts: &Facts, bundle: Option<Spec>) -> anyhow::
     }
     if !args.limits.is_empty() {
         let mut resources = linux.resources().clone().unwrap_or_default();
-        limit(&mut resources, args.limits.resources());
+        limit(&mut resources, args.limits.resources(facts.swap_counted));
         linux.set_resources(Some(resources));
     }
     if linux.cgroups_path().is_none() {

@@ -22,6 +22,7 @@ fn facts() -> Facts {
         user: User { uid: 0, gid: 0, groups: Vec::new(), home: "/root".to_owned() },
         environment: [("TERM", "xterm-256color"), ("EDITOR", "vi")].map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec(),
         cgroup_v2: true,
+        swap_counted: true,
         window: Some((100, 40)),
         hostname: "machine".to_owned(),
         capabilities: ["CAP_CHOWN", "CAP_SYS_ADMIN", "CAP_SYS_TIME"].map(ToOwned::to_owned).to_vec(),
@@ -162,7 +163,8 @@ fn the_usual_container_can_be_planned() {
         systemd: None,
     };
     for line in ["-- sh", "-t --network host --memory 64m --cap-add ALL -- sh"] {
-        let spec = of(line, &Facts { cgroup_v2: false, ..facts() }, None).unwrap();
+        let swap_counted = crate::swap::is_counted(&host.cgroups.hierarchies);
+        let spec = of(line, &Facts { cgroup_v2: false, swap_counted, ..facts() }, None).unwrap();
         libcontainer::plan::Plan::create(&spec, &host, &request).unwrap();
     }
 }
