@@ -163,9 +163,33 @@ fn completion_scripts_know_the_commands() {
 }
 
 #[test]
-fn mistakes_end_with_2_and_a_hint() {
-    let output = dunnage(&["docter"]);
-    assert_eq!(output.status.code(), Some(2));
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains("docter") && told.contains("'doctor'"), "{told}");
+fn mistakes_end_with_dockers_code_and_a_hint() {
+    for (words, parts) in [
+        (&["docter"][..], ["docter", "'doctor'"]),
+        (&["ps", "--al"], ["--al", "--all"]),
+        (&["exec", "--no-such-flag", "x", "true"], ["--no-such-flag", "--help"]),
+        (&["stop"], ["CONTAINER", "--help"]),
+        // The name of a command as the value of an option.
+        (&["--namespace", "run", "ps", "--bad"], ["--bad", "Usage: dunnage ps"]),
+    ] {
+        let output = dunnage(words);
+        assert_eq!(output.status.code(), Some(125), "{words:?}");
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(parts.iter().all(|part| told.contains(part)), "{words:?}: {told}");
+    }
+    for words in [&["--help"][..], &["--version"], &["ps", "--help"], &["help", "run"]] {
+        assert_eq!(dunnage(words).status.code(), Some(0), "{words:?}");
+    }
+}
+
+#[test]
+fn a_word_that_is_not_utf8_is_a_mistake_like_others() {
+    let word = std::os::unix::ffi::OsStrExt::from_bytes(b"\xff");
+    let word: &std::ffi::OsStr = word;
+    for words in [&[word][..], &["ps".as_ref(), word], &["run".as_ref(), "--name".as_ref(), word, "true".as_ref()]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_dunnage")).args(words).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{words:?}: {told}");
+        assert!(told.contains("error:") && !told.contains("panicked"), "{words:?}: {told}");
+    }
 }

@@ -197,7 +197,8 @@ fn exec_runs_beside_and_tells_the_code() {
         );
         assert_eq!(exec(&["one", "no-such-program"]).code, 127);
         assert_eq!(exec(&["one", "/etc/passwd"]).code, 126);
-        assert_eq!(exec(&["two", "true"]).code, 125);
+        assert_eq!(exec(&["two", "true"]).code, 1);
+        assert_eq!(exec(&["--no-such-flag", "one", "true"]).code, 125);
         let mut cat = world.spawn(["exec", "-i", "one", "cat"]);
         let text = "x".repeat(300_000);
         cat.stdin().write_all(text.as_bytes()).unwrap();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
@@ -114,26 +114,24 @@ pub(crate) struct Ids {
     pub(crate) ids: Vec<String>,
 }
 
-/// Reads our command line. Help and mistakes end here, with their exit code: 2 for a mistake, but where that could be a
-/// program's own.
+/// Reads our command line. Help and mistakes end here, with their exit code.
 pub(crate) fn parse() -> Result<Args, ExitCode> {
     Args::try_parse().map_err(|mistake| {
         // Nobody is left to tell when this fails.
         drop(mistake.print());
-        let first = std::env::args().skip(1).find(|word| Args::command().find_subcommand(word).is_some());
-        let of_a_program = matches!(first.as_deref(), Some("run" | "exec"));
-        ExitCode::from(if of_a_program && mistake.use_stderr() { OURS } else { mistake.exit_code() as u8 })
+        if mistake.use_stderr() { ExitCode::from(MISTAKE) } else { ExitCode::SUCCESS }
     })
 }
 
-/// The exit code of what fails before a program runs, where the code is a program's otherwise: one they hardly use.
-const OURS: u8 = 125;
+/// Docker's exit code for a mistake of any command's line, and for what fails of `run` before there is a program that could
+/// end with a code of its own: one they hardly use.
+const MISTAKE: u8 = 125;
 
 impl Command {
-    /// The exit code of a command line that failed by itself.
+    /// The exit code of a command that failed by itself, which for `exec` is Docker's too.
     pub(crate) fn code_of_errors(&self) -> u8 {
         match self {
-            Command::Run(_) | Command::Exec(_) => OURS,
+            Command::Run(_) => MISTAKE,
             _ => 1,
         }
     }
