@@ -198,7 +198,14 @@ fn exec_runs_beside_and_tells_the_code() {
         assert_eq!(exec(&["one", "no-such-program"]).code, 127);
         assert_eq!(exec(&["one", "/etc/passwd"]).code, 126);
         assert_eq!(exec(&["two", "true"]).code, 1);
-        assert_eq!(exec(&["--no-such-flag", "one", "true"]).code, 125);
+        for (words, part) in [
+            (["--no-such-flag", "one", "true"].as_slice(), "--no-such-flag"),
+            (&["-w", "tmp", "one", "true"], "'--workdir <DIR>': it must be an absolute path"),
+            (&["-e", "=x", "one", "true"], "'--env <NAME[=VALUE]>': a variable has a name"),
+        ] {
+            let outcome = exec(words);
+            assert!(outcome.code == 125 && outcome.stderr.contains(part), "{words:?}: {}", outcome.stderr);
+        }
         let mut cat = world.spawn(["exec", "-i", "one", "cat"]);
         let text = "x".repeat(300_000);
         cat.stdin().write_all(text.as_bytes()).unwrap();

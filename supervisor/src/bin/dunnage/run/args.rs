@@ -47,14 +47,24 @@ pub(crate) struct Setting {
     #[arg(short, long)]
     pub(crate) tty: bool,
     /// Variables of the environment; without a value, it is the one they have here
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
     pub(crate) env: Vec<String>,
     /// Working directory
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR", value_parser = absolute)]
     pub(crate) workdir: Option<PathBuf>,
     /// User and group, by name or number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<String>,
+}
+
+fn variable(text: &str) -> Result<String, String> {
+    let named = !text.is_empty() && !text.starts_with('=');
+    named.then(|| text.to_owned()).ok_or_else(|| "a variable has a name, as in NAME=VALUE".to_owned())
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let folder = PathBuf::from(text);
+    if folder.is_absolute() { Ok(folder) } else { Err("it must be an absolute path".to_owned()) }
 }
 
 /// What the container sees as /. Without a word, the machine's own root, which it may write to as it likes: nothing of

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use oci_spec::runtime::{
     BoxBuilder, Capabilities, Capability, LinuxCapabilities, LinuxNamespace, LinuxNamespaceType, LinuxResources,
     LinuxSeccomp, Mount, Process, Spec,
@@ -109,9 +109,6 @@ fn process(spec: &mut Spec, args: &Args, facts: &Facts, given: bool) -> anyhow::
         become_user(process, &facts.user);
     }
     if let Some(folder) = &args.setting.workdir {
-        if !folder.is_absolute() {
-            bail!("--workdir {}: it must be an absolute path", folder.display());
-        }
         process.set_cwd(folder.clone());
     }
     Ok(())

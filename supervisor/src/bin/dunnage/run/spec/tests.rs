@@ -128,7 +128,8 @@ fn all_capabilities_may_be_given_and_taken() {
 fn what_cannot_be_is_refused_by_name() {
     for (line, part) in [
         ("--cap-add NOPE -- x", "no capability \"NOPE\""),
-        ("-w here -- x", "must be an absolute path"),
+        ("-w here -- x", "'--workdir <DIR>': it must be an absolute path"),
+        ("-e =x -- x", "'--env <NAME[=VALUE]>': a variable has a name"),
         ("--rootfs a --bundle b -- x", "cannot be used with"),
         ("--memory x -- x", "is no size"),
         ("--network bridge -- x", "invalid value 'bridge'"),
