@@ -5,6 +5,7 @@ use std::{
     io::Write as _,
     os::unix::process::CommandExt as _,
     process::{Command, Stdio},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use dunnage_tests::{Alone, Terminal, alone, eventually, process};
@@ -292,7 +293,26 @@ fn logs_follow_over_rotation_and_lose_nothing() {
         let stamped = world.dunnage(["logs", "-t", "--tail", "1", "talker"]);
         let (time, rest) = stamped.ok().split_once(' ').unwrap();
         assert!(time.ends_with('Z') && rest.starts_with("line 5999"), "{time}");
+        assert!(world.dunnage(["logs", "--tail", "all", "talker"]).stdout == expected);
         assert_eq!(world.dunnage(["logs", "--since", "2000-01-01", "--until", "2000-01-02", "talker"]).ok(), "");
+    });
+}
+
+#[test]
+fn following_a_log_ends_at_the_time_that_was_named() {
+    alone(|world| {
+        let script = "while echo tick; do sleep 0.05; done";
+        world.dunnage(["run", "-d", "--name", "clock", "--", "sh", "-c", script]).ok();
+        eventually("a line", || (!world.dunnage(["logs", "clock"]).ok().is_empty()).then_some(()));
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        for until in [now(), now() + Duration::from_secs(2)] {
+            let bound = format!("{}", until.as_secs_f64());
+            let followed = world.spawn(["logs", "-f", "-t", "--until", &bound, "clock"]).wait();
+            // Without what was written before that time, and reached the log after it.
+            let all = world.dunnage(["logs", "-t", "--until", &bound, "clock"]);
+            assert!(!followed.ok().is_empty() && all.ok().starts_with(followed.ok()), "{followed:?}\n{all:?}");
+        }
+        assert_eq!(world.container("clock").phase.enum_value_or_default(), Phase::RUNNING);
     });
 }
 

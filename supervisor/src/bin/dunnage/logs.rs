@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Error, bail};
 use dunnage_supervisor::watch::{AddWatchFlags, Watch};
 use runtime_v2_api::supervisor::Container;
+use tokio::time::sleep;
 
 use self::files::Files;
 use self::line::Record;
@@ -27,18 +29,35 @@ pub(crate) struct Args {
     /// Only what was written since: a time (2026-01-31T12:00:00Z), or so long ago (10m)
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<String>,
-    /// Only what was written until
+    /// Only what was written until; with --follow, end then
     #[arg(long, value_name = "TIME")]
     pub(crate) until: Option<String>,
-    /// Only the last lines
-    #[arg(short = 'n', long, value_name = "LINES")]
-    pub(crate) tail: Option<usize>,
+    /// Only so many of the last lines, or all
+    #[arg(short = 'n', long, value_name = "LINES", default_value = "all", allow_hyphen_values = true)]
+    pub(crate) tail: Tail,
     /// The time of each line before it
     #[arg(short, long)]
     pub(crate) timestamps: bool,
     /// The container
     #[arg(value_name = "CONTAINER")]
     pub(crate) id: String,
+}
+
+/// How many of the last lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tail(Option<usize>);
+
+impl FromStr for Tail {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Tail, String> {
+        match (text, text.parse::<i64>()) {
+            ("all", _) => Ok(Tail(None)),
+            // Docker's, too: less than none is all.
+            (_, Ok(number)) => Ok(Tail(usize::try_from(number).ok())),
+            _ => Err("neither a number of lines nor `all`".to_owned()),
+        }
+    }
 }
 
 pub(crate) async fn logs(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
@@ -62,14 +81,17 @@ pub(crate) async fn logs(global: &Global, args: Args) -> anyhow::Result<ExitCode
     let mut watch = Watch::new(log.parent(), changes).context("cannot watch the log")?;
     let mut files = Files::open(log).with_context(|| format!("cannot read the log {}", log.display()))?;
     let cannot = || format!("cannot print the log {}", log.display());
-    printer.first(&mut files, args.tail).with_context(cannot)?;
+    printer.first(&mut files, args.tail.0).with_context(cannot)?;
     if !args.follow {
         return Ok(ExitCode::SUCCESS);
     }
-    let ended = all_said(&container);
-    tokio::pin!(ended);
+    let until = printer.until;
+    let (ended, over) = (all_said(&container), passed(until));
+    tokio::pin!(ended, over);
     loop {
         let over = tokio::select! {
+            biased;
+            () = &mut over => true,
             changed = watch.changed() => changed.map(|()| false).context("cannot watch the log")?,
             () = &mut ended => true,
         };
@@ -79,6 +101,16 @@ pub(crate) async fn logs(global: &Global, args: Args) -> anyhow::Result<ExitCode
         }
     }
 }
+
+/// Waits until it is later than this by the clock that the records' times are from, which may be set meanwhile.
+async fn passed(until: Option<SystemTime>) {
+    let Some(until) = until else { return std::future::pending().await };
+    while let Ok(left) = until.duration_since(SystemTime::now()) {
+        sleep(left.clamp(Duration::from_millis(1), LOOK_AT_THE_CLOCK)).await;
+    }
+}
+
+const LOOK_AT_THE_CLOCK: Duration = Duration::from_secs(10);
 
 /// Waits until there will be no more: the shim tells that to who is attached, and closes the connection when it ends.
 async fn all_said(container: &Container) {
@@ -209,6 +241,16 @@ not a record
         let [stdout, stderr] = printed(None, None, None, true);
         assert_eq!(stderr, "2026-01-01T00:00:02.000000000Z oops\n");
         assert!(stdout.contains("\n2026-01-01T00:00:03.000000000Z two\n"), "{stdout}");
+    }
+
+    #[test]
+    fn all_and_less_than_none_are_all_lines_as_for_docker() {
+        for (text, tail) in [("all", Some(None)), ("-1", Some(None)), ("0", Some(Some(0))), ("7", Some(Some(7)))] {
+            assert_eq!(text.parse().ok(), tail.map(Tail), "{text}");
+        }
+        for text in ["", "some", "1.5"] {
+            assert!(text.parse::<Tail>().is_err(), "{text}");
+        }
     }
 
     #[test]
