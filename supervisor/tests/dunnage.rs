@@ -152,6 +152,15 @@ fn a_supervisor_that_does_not_run_is_said_to_and_not_started() {
 }
 
 #[test]
+fn what_is_done_to_each_of_several_containers_is_told_by_one_rule() {
+    for command in ["stop", "kill", "pause", "resume", "rm", "update"] {
+        let help = dunnage(&[command, "--help"]);
+        let words = text(&help).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains("the names of the containers that it was done to"), "{command}: {words}");
+    }
+}
+
+#[test]
 fn completion_scripts_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let output = dunnage(&["completion", shell]);

@@ -244,6 +244,10 @@ fn a_name_may_be_short_and_a_wrong_one_gets_a_hint() {
         assert_eq!((outcome.code, outcome.stdout.as_str()), (1, "web-1\nweb-2\n"));
         assert_eq!(world.dunnage(["wait", "web-1", "web-2"]).ok(), "137\n137");
         assert_eq!(world.dunnage(["wait", "db"]).ok(), "15");
+        let waited = world.dunnage(["wait", "--format", "json", "d", "x", "web-1"]);
+        let waited: serde_json::Value = serde_json::from_str(&waited.stdout).unwrap();
+        let expected = serde_json::json!([{"id": "db", "exitStatus": 15}, {"id": "web-1", "exitStatus": 137}]);
+        assert_eq!(waited, expected);
         assert_eq!(world.dunnage(["rm", "web-1", "web-2", "db"]).ok(), "web-1\nweb-2\ndb");
         assert!(world.containers().is_empty());
     });

@@ -31,6 +31,8 @@ fn all_views_show_the_same_containers() {
         let text = world.dunnage(["ps", "-a"]);
         assert!(text.ok().contains("exited (3)") && text.ok().contains("sh -c exit 3"), "{}", text.stdout);
         assert_eq!(world.dunnage(["ps", "-aq"]).ok(), "one\nbad");
+        let both = world.dunnage(["ps", "-q", "--format", "json"]);
+        assert!(both.code == 125 && both.refused().contains("cannot be used with"), "{both:?}");
         let listed = json(world, &["ps", "-a", "--format", "json"]);
         assert_eq!((&listed[0]["phase"], &listed[1]["phase"]), (&"running".into(), &"stopped".into()));
         assert_eq!((&listed[0]["exitStatus"], &listed[1]["exitStatus"]), (&Value::Null, &3.into()));

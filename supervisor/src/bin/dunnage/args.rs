@@ -39,6 +39,10 @@ pub(crate) struct Global {
     pub(crate) namespace: String,
 }
 
+/// The rule of all commands that do something to each of several containers.
+const DONE_TO_EACH: &str = "Prints, one a line, the names of the containers that it was done to, as they were typed. What failed \
+                            for others is told on stderr, and the exit code is 1.";
+
 /// In the order in which they are listed.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -53,18 +57,24 @@ pub(crate) enum Command {
     /// Connect the terminal to a running container
     Attach(attach::Args),
     /// Ask containers to end, and kill those that do not
+    #[command(after_help = DONE_TO_EACH)]
     Stop(stop::Args),
     /// Send a signal to containers
+    #[command(after_help = DONE_TO_EACH)]
     Kill(kill::Args),
     /// Freeze all processes of containers
+    #[command(after_help = DONE_TO_EACH)]
     Pause(pause::Args),
     /// Let paused containers go on
+    #[command(after_help = DONE_TO_EACH)]
     Resume(pause::Args),
     /// Wait until containers have ended, and print their exit codes
     Wait(wait::Args),
     /// Remove containers with their logs
+    #[command(after_help = DONE_TO_EACH)]
     Rm(rm::Args),
     /// Change the limits of running containers
+    #[command(after_help = DONE_TO_EACH)]
     Update(update::Args),
     /// Tell everything about containers
     Inspect(inspect::Args),

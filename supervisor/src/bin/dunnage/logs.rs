@@ -1,5 +1,6 @@
 //! `logs`.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::path::Path;
@@ -10,12 +11,14 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Error, bail};
 use dunnage_supervisor::watch::{AddWatchFlags, Watch};
 use runtime_v2_api::supervisor::Container;
+use serde::Serialize;
 use tokio::time::sleep;
 
 use self::files::Files;
 use self::line::Record;
-use crate::args::Global;
+use crate::args::{Format, Global};
 use crate::frames::{self, Heard};
+use crate::record;
 use crate::session::Session;
 
 mod files;
@@ -38,6 +41,9 @@ pub(crate) struct Args {
     /// The time of each line before it
     #[arg(short, long)]
     pub(crate) timestamps: bool,
+    /// How to print it; as JSON, each line is a document on a line of its own, on stdout
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
     /// The container
     #[arg(value_name = "CONTAINER")]
     pub(crate) id: String,
@@ -73,6 +79,7 @@ pub(crate) async fn logs(global: &Global, args: Args) -> anyhow::Result<ExitCode
         since: bound(&args.since).map_err(Error::msg)?,
         until: bound(&args.until).map_err(Error::msg)?,
         timestamps: args.timestamps,
+        format: args.format,
         middle: [false; 2],
         out: [Box::new(io::stdout()), Box::new(io::stderr())],
     };
@@ -123,11 +130,35 @@ async fn all_said(container: &Container) {
     }
 }
 
+/// A line as programs read it, or a part of one. What is not UTF-8 in it is replaced by U+FFFD, which JSON has no way around.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    /// Null for what was not written by a shim.
+    time: Option<&'a str>,
+    stream: &'static str,
+    text: Cow<'a, str>,
+    /// The line goes on in the next document of its stream.
+    partial: bool,
+}
+
+impl<'a> Document<'a> {
+    fn of(record: Option<Record<'a>>, line: &'a [u8]) -> Document<'a> {
+        let stderr = record.is_some_and(|record| record.stderr);
+        Document {
+            time: record.map(|record| record.time),
+            stream: if stderr { "stderr" } else { "stdout" },
+            text: String::from_utf8_lossy(record.map_or(line, |record| record.text)),
+            partial: record.is_some_and(|record| record.partial),
+        }
+    }
+}
+
 /// Chooses what of the log is printed, and how. Nothing else waits while it prints.
 struct Printer {
     since: Option<SystemTime>,
     until: Option<SystemTime>,
     timestamps: bool,
+    format: Format,
     /// Of stdout and stderr: the line that was printed last goes on.
     middle: [bool; 2],
     out: [Box<dyn Write>; 2],
@@ -174,7 +205,11 @@ impl Printer {
 
     fn print(&mut self, line: &[u8]) -> io::Result<()> {
         // What is no record was not written by a shim; it is shown as it is.
-        let Some(record) = Record::parse(line) else { return self.out[0].write_all(&[line, b"\n"].concat()) };
+        let record = Record::parse(line);
+        if self.format == Format::Json {
+            return self.out[0].write_all(record::line(&Document::of(record, line))?.as_bytes());
+        }
+        let Some(record) = record else { return self.out[0].write_all(&[line, b"\n"].concat()) };
         let stream = usize::from(record.stderr);
         let mut piece = Vec::with_capacity(line.len() + 1);
         if self.timestamps && !self.middle[stream] {
@@ -220,13 +255,24 @@ not a record
     }
 
     fn printed(since: Option<&str>, until: Option<&str>, tail: Option<usize>, timestamps: bool) -> [String; 2] {
+        printed_as(Format::Table, since, until, tail, timestamps)
+    }
+
+    fn printed_as(
+        format: Format,
+        since: Option<&str>,
+        until: Option<&str>,
+        tail: Option<usize>,
+        timestamps: bool,
+    ) -> [String; 2] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         std::fs::write(&path, LOG).unwrap();
         let bound = |text: Option<&str>| text.map(|text| line::time(text, SystemTime::now()).unwrap());
         let paper = [Paper::default(), Paper::default()];
         let out: [Box<dyn Write>; 2] = paper.clone().map(|paper| Box::new(paper) as Box<dyn Write>);
-        let mut printer = Printer { since: bound(since), until: bound(until), timestamps, middle: [false; 2], out };
+        let (since, until) = (bound(since), bound(until));
+        let mut printer = Printer { since, until, timestamps, format, middle: [false; 2], out };
         printer.first(&mut Files::open(&path).unwrap(), tail).unwrap();
         paper.map(|paper| String::from_utf8(paper.0.take()).unwrap())
     }
@@ -241,6 +287,29 @@ not a record
         let [stdout, stderr] = printed(None, None, None, true);
         assert_eq!(stderr, "2026-01-01T00:00:02.000000000Z oops\n");
         assert!(stdout.contains("\n2026-01-01T00:00:03.000000000Z two\n"), "{stdout}");
+    }
+
+    #[test]
+    fn programs_read_every_record_with_what_it_says() {
+        let [stdout, stderr] = printed_as(Format::Json, None, None, Some(4), false);
+        assert_eq!(stderr, "");
+        let documents: Vec<serde_json::Value> =
+            stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let record = |time: Option<u32>, stream: &str, text: &str, partial: bool| {
+            let time = time.map(|second| format!("2026-01-01T00:00:0{second}.000000000Z"));
+            serde_json::json!({"time": time, "stream": stream, "text": text, "partial": partial})
+        };
+        let expected = [
+            record(Some(2), "stderr", "oops", false),
+            record(Some(3), "stdout", "tw", true),
+            record(Some(4), "stdout", "o", false),
+            record(None, "stdout", "not a record", false),
+            record(Some(5), "stdout", "rest", true),
+        ];
+        assert_eq!(documents[documents.len() - 5..], expected);
+        let broken = Document::of(None, b"a\xffb\n\"");
+        assert_eq!(broken.text, "a\u{fffd}b\n\"");
+        assert_eq!(record::line(&broken).unwrap().lines().count(), 1);
     }
 
     #[test]

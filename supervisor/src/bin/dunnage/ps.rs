@@ -21,8 +21,8 @@ pub(crate) struct Args {
     /// Of all namespaces
     #[arg(short = 'A', long)]
     all_namespaces: bool,
-    /// Only the names
-    #[arg(short, long)]
+    /// Only the names, one a line
+    #[arg(short, long, conflicts_with = "format")]
     quiet: bool,
     /// How to print them
     #[arg(long, value_enum, default_value_t = Format::Table)]

@@ -11,36 +11,54 @@ use runtime_v2_api::supervisor::subscribe_request::From;
 use runtime_v2_api::supervisor::{Container, GetRequest, Phase, SubscribeRequest};
 use runtime_v2_api::task::WaitRequest;
 use runtime_v2_api::{topic, unpack};
+use serde::Serialize;
 use tokio::time::sleep;
 use ttrpc::Code;
 
-use crate::args::{Global, Ids};
+use crate::args::{Format, Global, Ids};
+use crate::record::document;
 use crate::session::Session;
 use crate::{complain, print, words};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// How to print them; as JSON, with the containers' names
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
     #[command(flatten)]
     ids: Ids,
+}
+
+/// The end of a container as programs read it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Ended {
+    id: String,
+    exit_status: u32,
 }
 
 pub(crate) async fn wait(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     let session = Session::open(global).await?;
     let waits = args.ids.ids.iter().map(async |name| {
         let container = session.find(name).await?;
-        exit_code(&session, &container).await.with_context(|| container.id.clone())
+        let exit_status = exit_code(&session, &container).await.with_context(|| container.id.clone())?;
+        anyhow::Ok(Ended { id: container.id, exit_status })
     });
-    let mut code = ExitCode::SUCCESS;
+    let (mut code, mut known) = (ExitCode::SUCCESS, Vec::new());
     for ended in join_all(waits).await {
         match ended {
-            Ok(status) => print(format!("{status}\n").as_bytes())?,
+            Ok(ended) => known.push(ended),
             Err(error) => {
                 complain(&error);
                 code = ExitCode::FAILURE;
             }
         }
     }
-    Ok(code)
+    let text = match args.format {
+        Format::Json => document(&known)?,
+        Format::Table => known.iter().map(|ended| format!("{}\n", ended.exit_status)).collect(),
+    };
+    print(text.as_bytes()).map(|()| code)
 }
 
 /// What the supervisor has for cleaning up after a shim that was killed: more than it takes for that.
