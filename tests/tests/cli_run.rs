@@ -38,6 +38,11 @@ fn exit_codes_are_the_programs_and_ours_are_dockers() {
             assert_eq!(outcome.code, code, "{words:?}: {}", outcome.stderr);
             assert!(outcome.stderr.contains(part), "{words:?}: {}", outcome.stderr);
         }
+        for (flag, words) in [("-v", "/x/y:/z"), ("--mount", "src=/x/./y,dst=/z,ro")] {
+            let refused = run(&[flag, words, "--", "true"]);
+            let part = "there is no /x/y to show; `mkdir -p /x/y` makes a folder";
+            assert!(refused.code == 125 && refused.refused().contains(part), "{flag}: {}", refused.stderr);
+        }
         assert!(world.containers().is_empty(), "what never ran is not kept");
     });
 }

@@ -40,7 +40,7 @@ pub(crate) async fn run(global: &Global, args: Box<Args>) -> anyhow::Result<Exit
     let signals = if args.detach { None } else { Some(Signals::new()?) };
     let container = match launch(&session, &args, &facts, &spec).await {
         Ok(container) => container,
-        Err(error) => return refused(error),
+        Err(error) => return refused(without_source(error, &args, &facts)),
     };
     let done = match &signals {
         None => background(&session, &container).await,
@@ -75,6 +75,19 @@ pub(crate) fn refused(error: anyhow::Error) -> anyhow::Result<ExitCode> {
             complain(&error);
             Ok(ExitCode::from(if missing { 127 } else { 126 }))
         }
+    }
+}
+
+/// Tells what to do where the folder of a `-v` is what is missing. Docker makes one then, as it does not for `--mount`; made by
+/// root from a name that was mistyped, it is in the way later.
+fn without_source(error: anyhow::Error, args: &Args, facts: &Facts) -> anyhow::Error {
+    let text = format!("{error:#}");
+    let sources = args.root.wanted().filter_map(|wanted| wanted.source(&facts.cwd));
+    let missing = sources.map(|source| source.display().to_string());
+    let missing = missing.filter(|source| text.contains(source)).find(|source| !Path::new(source).exists());
+    match missing {
+        Some(source) => error.context(format!("there is no {source} to show; `mkdir -p {source}` makes a folder")),
+        None => error,
     }
 }
 

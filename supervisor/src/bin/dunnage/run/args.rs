@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use super::mounts::{Mount, Volume};
+use super::mounts::{Mount, Volume, Wanted};
 use crate::limits::Limits;
 
 #[derive(Debug, clap::Args)]
@@ -81,12 +81,19 @@ pub(crate) struct Root {
     /// The root cannot be written to
     #[arg(long)]
     pub(crate) read_only: bool,
-    /// Show a folder or file of the host: /data:/data:ro
+    /// Show a folder or file of the host, which must be there: /data:/data:ro
     #[arg(short, long, value_name = "SOURCE:DESTINATION[:OPTIONS]")]
     pub(crate) volume: Vec<Volume>,
     /// The same in longer words, or a folder in memory: type=tmpfs,dst=/cache,tmpfs-size=64m
     #[arg(long, value_name = "FIELDS")]
     pub(crate) mount: Vec<Mount>,
+}
+
+impl Root {
+    /// All mounts that were asked for.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = &Wanted> {
+        self.volume.iter().map(|volume| &volume.0).chain(self.mount.iter().map(|mount| &mount.0))
+    }
 }
 
 /// What the container may do.

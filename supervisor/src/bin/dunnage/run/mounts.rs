@@ -124,19 +124,27 @@ fn truth(field: &str, value: &str) -> Result<bool, String> {
 }
 
 impl Wanted {
+    /// What of the host it shows.
+    pub(crate) fn source(&self, cwd: &Path) -> Option<PathBuf> {
+        match &self.what {
+            What::Bind { source, .. } => Some(cwd.join(source).components().collect()),
+            What::Tmpfs { .. } => None,
+        }
+    }
+
     /// As the runtime-spec has it. Relative sources count from `cwd`.
     pub(crate) fn mount(&self, cwd: &Path) -> oci_spec::runtime::Mount {
         let mut mount = oci_spec::runtime::Mount::default();
         mount.set_destination(self.destination.clone());
         let mut options: Vec<String>;
         match &self.what {
-            What::Bind { source, recursive, propagation } => {
+            What::Bind { recursive, propagation, .. } => {
                 options = vec![if *recursive { "rbind" } else { "bind" }.to_owned(), propagation.clone()];
                 if self.read_only {
                     // With what is mounted below, or it would not be what was asked for.
                     options.push(if *recursive { "rro" } else { "ro" }.to_owned());
                 }
-                mount.set_typ(Some("bind".to_owned())).set_source(Some(cwd.join(source).components().collect()));
+                mount.set_typ(Some("bind".to_owned())).set_source(self.source(cwd));
             }
             What::Tmpfs { options: given } => {
                 options = ["nosuid", "nodev", "noexec"].map(ToOwned::to_owned).to_vec();

@@ -223,8 +223,7 @@ fn mounts(spec: &mut Spec, args: &Args, facts: &Facts, given: bool) {
         let files = facts.network_files.iter();
         mounts.extend(files.map(|(from, to)| mount(to, "bind", from, &["bind", "rprivate", "ro"])));
     }
-    let wanted = args.root.volume.iter().map(|volume| &volume.0).chain(args.root.mount.iter().map(|mount| &mount.0));
-    let mut wanted: Vec<Mount> = wanted.map(|wanted| wanted.mount(&facts.cwd)).collect();
+    let mut wanted: Vec<Mount> = args.root.wanted().map(|wanted| wanted.mount(&facts.cwd)).collect();
     // What is mounted below another comes after it.
     wanted.sort_by_key(|mount| mount.destination().components().count());
     mounts.retain(|mount| wanted.iter().all(|other| other.destination() != mount.destination()));
