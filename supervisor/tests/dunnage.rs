@@ -2,8 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
 
-use std::process::{Command, Output};
+use std::fs::File;
+use std::io::Read as _;
+use std::process::{Command, Output, Stdio};
 
+use nix::libc;
+use nix::pty::{OpenptyResult, openpty};
 use serde_json::Value;
 
 fn dunnage(args: &[&str]) -> Output {
@@ -50,6 +54,32 @@ fn doctor_says_the_same_in_both_formats_and_by_its_exit_code() {
         assert_eq!(lines.iter().filter(said).count(), 1, "{finding}");
     }
     assert_eq!(report["verdict"], worst);
+}
+
+/// On a terminal, and with nothing else in the environment.
+#[test]
+fn colours_are_for_terminals_that_know_them_and_whoever_wants_them() {
+    let coloured = |environment: &[(&str, &str)]| {
+        let OpenptyResult { master, slave } = openpty(None, None).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dunnage"));
+        command.arg("doctor").env_clear().envs(environment.iter().copied());
+        let mut child = command.stdin(Stdio::null()).stdout(slave).spawn().unwrap();
+        // It holds our end of it.
+        drop(command);
+        let mut shown = Vec::new();
+        let read = File::from(master).read_to_end(&mut shown);
+        // How a terminal says that nobody has its other end.
+        assert!(read.is_ok() || read.is_err_and(|error| error.raw_os_error() == Some(libc::EIO)));
+        child.wait().unwrap();
+        let shown = String::from_utf8(shown).unwrap();
+        assert!(shown.contains("kernel"), "{shown}");
+        shown.contains('\x1b')
+    };
+    let xterm = ("TERM", "xterm");
+    assert!(coloured(&[xterm]) && coloured(&[xterm, ("NO_COLOR", "")]));
+    for environment in [&[xterm, ("NO_COLOR", "1")][..], &[("TERM", "dumb")], &[]] {
+        assert!(!coloured(environment), "{environment:?}");
+    }
 }
 
 #[test]
