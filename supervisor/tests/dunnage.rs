@@ -198,6 +198,8 @@ fn completion_scripts_know_the_commands() {
         for command in ["doctor", "version", "completion"] {
             assert!(text(&output).contains(command), "{shell} {command}");
         }
+        let help = dunnage(&["completion", "--help"]);
+        assert!(text(&help).contains(&format!("dunnage completion {shell}")), "where {shell}'s belongs: {help:?}");
     }
 }
 

@@ -95,7 +95,9 @@ pub(crate) enum Command {
         format: Format,
     },
     /// Print a script that completes this command line in a shell
-    #[command(after_help = "For bash: source <(dunnage completion bash)")]
+    #[command(after_help = "bash, in ~/.bashrc:            source <(dunnage completion bash)\n\
+                      zsh, in a folder of $fpath:    dunnage completion zsh > ~/.zfunc/_dunnage\n\
+                      fish:                          dunnage completion fish > ~/.config/fish/completions/dunnage.fish")]
     Completion {
         /// The shell
         shell: Shell,
