@@ -11,17 +11,15 @@ use runtime_v2_api::supervisor::Phase;
 use tokio::time::sleep;
 
 use crate::{
-    attend::is_attended,
+    attend::Attended,
     book::{Name, Stage},
+    fault::Fault,
     ground::{AT_ONCE, Ground},
     sys,
 };
 
 /// Between two attempts to clean up after a shim, of which something, such as a full disk, tells nobody when it is over.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Between two looks whether a client still stays with a container: nobody tells when a lock is given back. The client removes
-/// it itself when it has what it wants.
-const ATTENDED: Duration = Duration::from_millis(500);
 
 /// A shim as it is called in `unheard/`.
 fn source(text: &str) -> Option<Init> {
@@ -139,23 +137,24 @@ async fn go_on(ground: Arc<Ground>, name: Arc<Name>, created: u64) {
         let lost = matches!(stage, Stage::Lost(_));
         let marked = match stage {
             Stage::Lost(_) if !auto_remove => return,
-            Stage::Live | Stage::Lost(_) if auto_remove => {
-                if !is_attended(&ground.places().logs(&name)) {
-                    ground.change(&name, |entry| entry.stage = Stage::Removing)
-                } else if lost || ground.shims.lives(&name) {
-                    sleep(ATTENDED).await;
-                    continue;
-                } else {
-                    Ok(())
-                }
-            }
+            Stage::Live | Stage::Lost(_) if auto_remove => match Attended::by_anybody(&ground.places().logs(&name)) {
+                Ok(None) => ground.change(&name, |entry| entry.stage = Stage::Removing),
+                // The client removes it itself when it has what it wants.
+                Ok(Some(attended)) if lost || ground.shims.lives(&name) => match attended.left().await {
+                    Ok(()) => continue,
+                    Err(error) => Err(Fault::Failed(format!("wait for the client of container {name}: {error}"))),
+                },
+                Ok(Some(_)) => Ok(()),
+                Err(error) => Err(Fault::Failed(format!("look for a client of container {name}: {error}"))),
+            },
             _ => Ok(()),
         };
         let ended = match marked {
             Ok(()) => ground.end(&name).await,
             Err(fault) => Err(fault),
         };
-        if ended.is_err() {
+        if let Err(error) = ended {
+            log::warn!("finish container {name}: {error}; tried again in {PAUSE:?}");
             sleep(PAUSE).await;
         }
     }

@@ -3,16 +3,20 @@
 use std::{
     fs,
     io::Write as _,
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use dunnage_tests::{Alone, Terminal, alone, eventually, process};
 use nix::{
-    fcntl::{Flock, FlockArg},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    libc::O_NONBLOCK,
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+    },
+    unistd::{Pid, mkfifo},
 };
 use runtime_v2_api::supervisor::Phase;
 
@@ -479,7 +483,10 @@ fn a_slow_reader_gets_all_and_the_code_of_a_container_that_is_to_be_removed() {
         run.stdout().line("up");
         // From here on it neither reads, nor asks how the container ended.
         signal(run.pid(), Signal::SIGSTOP);
-        assert!(lock(world, "talker", FlockArg::LockExclusiveNonblock).is_none(), "it stays with the container");
+        // As the supervisor looks.
+        let mut writes = fs::OpenOptions::new();
+        let fifo = writes.write(true).custom_flags(O_NONBLOCK).open(attended(world, "talker"));
+        drop(fifo.expect("it stays with the container"));
         drop(world.dunnage(["exec", "talker", "touch", "/tmp/go"]));
         let ended = || world.container("talker").phase.enum_value_or_default() == Phase::STOPPED;
         eventually("the end of the container", || ended().then_some(()));
@@ -495,12 +502,9 @@ fn a_slow_reader_gets_all_and_the_code_of_a_container_that_is_to_be_removed() {
     });
 }
 
-/// As a client does that stays with the container: a lock on the folder of its log.
-fn lock(world: &Alone, id: &str, how: FlockArg) -> Option<Flock<fs::File>> {
-    let log = world.container(id).log;
-    let folder =
-        fs::File::open(std::path::Path::new(&log).parent().expect("a folder")).expect("open the folder of a log");
-    Flock::lock(folder, how).ok()
+/// What a client that stays with the container reads from.
+fn attended(world: &Alone, id: &str) -> PathBuf {
+    Path::new(&world.container(id).log).with_file_name("attended")
 }
 
 #[test]
@@ -508,7 +512,9 @@ fn a_container_is_not_removed_while_a_client_stays_with_it() {
     alone(|world| {
         let script = "while [ ! -e /tmp/end ]; do sleep 0.05; done; exit 6";
         world.dunnage(["run", "-d", "--rm", "--name", "one", "--", "sh", "-c", script]).ok();
-        let stays = lock(world, "one", FlockArg::LockShared).expect("lock a folder");
+        mkfifo(&attended(world, "one"), Mode::S_IRWXU).expect("make a FIFO");
+        let mut reads = fs::OpenOptions::new();
+        let stays = reads.read(true).custom_flags(O_NONBLOCK).open(attended(world, "one")).expect("open a FIFO");
         // It may be killed by the container's end before its own.
         drop(world.dunnage(["exec", "one", "touch", "/tmp/end"]));
         for _ in 0..2 {

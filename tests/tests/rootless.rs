@@ -62,6 +62,7 @@ fn who_finds_no_supervisor_starts_and_asks_the_one_that_is_configured() {
         fs::create_dir_all(&folder).expect("make a folder");
         let text = format!("state = {state:?}\nroot = {root:?}\n");
         fs::write(folder.join("dunnaged.toml"), text).expect("write the configuration");
+        let mut complaint = String::new();
         for (number, started) in [true, false].into_iter().enumerate() {
             let mut command = world.client(["run", "--rm", "--", "echo", &number.to_string()]);
             let output = command.env_remove("DUNNAGE_ADDRESS").output().expect("run dunnage");
@@ -72,9 +73,11 @@ fn who_finds_no_supervisor_starts_and_asks_the_one_that_is_configured() {
                 "{said}"
             );
             assert_eq!(said.contains("started dunnaged"), started, "{said}");
+            complaint.push_str(&said);
         }
         assert!(state.join("dunnaged.sock").exists() && root.join("journal").is_dir());
-        let pid = fs::read_to_string(state.join("lock")).expect("read who serves").trim().parse().expect("a number");
+        let pid = complaint.split_once("started dunnaged, process ").and_then(|(_, rest)| rest.split_once(','));
+        let pid = pid.expect("who serves").0.parse().expect("a number");
         process::terminate(pid);
         process::wait_for_end(pid);
         world.start();

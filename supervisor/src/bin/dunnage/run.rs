@@ -168,7 +168,7 @@ async fn foreground(
 
 fn stay(container: &Container) -> Result<Attendant, NotStarted> {
     Attendant::stay(container)
-        .map_err(|(folder, error)| NotStarted(format!("cannot lock {}: {error}", folder.display())))
+        .map_err(|(fifo, error)| NotStarted(format!("cannot read from {}: {error}", fifo.display())))
 }
 
 /// Removes a container that never ran.

@@ -1,18 +1,16 @@
 //! `wait`.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use dunnage_supervisor::client::CallError;
 use futures::future::join_all;
-use runtime_v2_api::events::TaskExit;
+use runtime_v2_api::events::{TaskDelete, TaskExit};
 use runtime_v2_api::supervisor::subscribe_request::From;
 use runtime_v2_api::supervisor::{Container, GetRequest, Phase, SubscribeRequest};
 use runtime_v2_api::task::WaitRequest;
 use runtime_v2_api::{topic, unpack};
 use serde::Serialize;
-use tokio::time::sleep;
 use ttrpc::Code;
 
 use crate::args::{Format, Global, Ids};
@@ -61,10 +59,6 @@ pub(crate) async fn wait(global: &Global, args: Args) -> anyhow::Result<ExitCode
     print(text.as_bytes()).map(|()| code)
 }
 
-/// What the supervisor has for cleaning up after a shim that was killed: more than it takes for that.
-const CLEANING_UP: Duration = Duration::from_secs(60);
-const AGAIN: Duration = Duration::from_millis(100);
-
 /// Whether there is no process of it any more.
 pub(crate) fn has_ended(container: &Container) -> bool {
     matches!(container.phase.enum_value_or_default(), Phase::STOPPED | Phase::LOST)
@@ -76,52 +70,57 @@ pub(crate) async fn exit_code(session: &Session, container: &Container) -> anyho
         return Ok(container.exit_status);
     }
     let request = WaitRequest { id: container.id.clone(), ..WaitRequest::default() };
-    let mut until = None;
-    loop {
-        let ended = session.client.repeat(async |on, context| on.task.wait(context, &request).await).await;
-        let error = match ended {
-            Ok(ended) => return Ok(ended.exit_status),
-            Err(error) => error,
-        };
-        match error.code() {
-            // Its shim may be gone, and the supervisor knows how the container ended, or will.
-            Some(Code::UNAVAILABLE | Code::FAILED_PRECONDITION) => {
-                let request = GetRequest { id: container.id.clone(), ..GetRequest::default() };
-                match session.client.repeat(async |on, context| on.supervisor.get(context, &request).await).await {
-                    Ok(now) if has_ended(&now) => return Ok(now.exit_status),
-                    Ok(_) if Instant::now() < *until.get_or_insert_with(|| Instant::now() + CLEANING_UP) => {
-                        sleep(AGAIN).await
-                    }
-                    Ok(_) => return Err(error.into()),
-                    Err(gone) if gone.is_not_found() => return told(session, container, error).await,
-                    Err(failed) => return Err(failed.into()),
-                }
-            }
-            // All of it is gone, with --rm.
-            Some(Code::NOT_FOUND) => return told(session, container, error).await,
-            _ => return Err(error.into()),
-        }
+    let ended = session.client.repeat(async |on, context| on.task.wait(context, &request).await).await;
+    let error = match ended {
+        Ok(ended) => return Ok(ended.exit_status),
+        Err(error) => error,
+    };
+    // Its shim is gone, or with --rm all of it. The supervisor knows how it ended, or will once it has cleaned up.
+    if !matches!(error.code(), Some(Code::UNAVAILABLE | Code::FAILED_PRECONDITION | Code::NOT_FOUND)) {
+        return Err(error.into());
     }
+    let request = GetRequest { id: container.id.clone(), ..GetRequest::default() };
+    let is_there = match session.client.repeat(async |on, context| on.supervisor.get(context, &request).await).await {
+        Ok(now) if has_ended(&now) => return Ok(now.exit_status),
+        Ok(_) => true,
+        Err(gone) if gone.is_not_found() => false,
+        Err(failed) => return Err(failed.into()),
+    };
+    let told = told(session, container, !is_there).await.context("look in the journal how the container ended")?;
+    told.ok_or_else(|| error.into())
 }
 
-/// How the container ended, by the journal; `gone` if that does not say.
-async fn told(session: &Session, container: &Container, gone: CallError) -> anyhow::Result<u32> {
-    let request = SubscribeRequest { from: Some(From::After(0)), until_now: true, ..SubscribeRequest::default() };
+/// How the container ended, by the journal: as far as that goes, or from now on too.
+async fn told(session: &Session, container: &Container, until_now: bool) -> Result<Option<u32>, CallError> {
+    let request = SubscribeRequest { from: Some(From::After(0)), until_now, ..SubscribeRequest::default() };
     let created = words::time(container.created_at.as_ref());
-    let exit = session.client.follow(async |on, context| {
+    let told = session.client.follow(async |on, context| {
         let mut stream = on.supervisor.subscribe(context, &request).await?;
-        let mut exit = None;
         while let Some(message) = stream.recv().await? {
-            let envelope = message.envelope.as_ref().filter(|envelope| envelope.topic == topic::TASK_EXIT);
-            let event = envelope.and_then(|envelope| unpack::<TaskExit>(envelope.event.as_ref()?).ok().flatten());
-            // Not an exec's, nor that of an earlier container of that name.
-            exit = event
-                .filter(|event| event.container_id == container.id && event.id == container.id)
-                .filter(|event| words::time(event.exited_at.as_ref()) >= created)
-                .map(|event| event.exit_status)
-                .or(exit);
+            // Not an exec's, nor of an earlier container of that name.
+            let Some(envelope) = message.envelope.as_ref() else { continue };
+            if words::time(envelope.timestamp.as_ref()) < created {
+                continue;
+            }
+            match &*envelope.topic {
+                topic::TASK_EXIT => {
+                    let exit = unpack::<TaskExit>(&envelope.event).ok().flatten();
+                    let ours = exit.filter(|exit| exit.container_id == container.id && exit.id == container.id);
+                    if let Some(exit) = ours {
+                        return Ok(Some(exit.exit_status));
+                    }
+                }
+                topic::TASK_DELETE => {
+                    let delete = unpack::<TaskDelete>(&envelope.event).ok().flatten();
+                    // It never ran.
+                    if delete.is_some_and(|delete| delete.container_id == container.id && delete.id.is_empty()) {
+                        return Ok(None);
+                    }
+                }
+                _ => {}
+            }
         }
-        Ok(exit)
+        Ok(None)
     });
-    exit.await.context("look in the journal how the container ended")?.ok_or_else(|| gone.into())
+    told.await
 }
