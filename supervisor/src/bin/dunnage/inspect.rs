@@ -129,6 +129,10 @@ fn sheet(container: &Container, usage: Option<&Usage>, paper: Paper, now: System
     }
     line("bundle", Tone::Plain, container.bundle.clone());
     line("log", Tone::Plain, container.log.clone());
+    let shim_log = Path::new(&container.log).with_file_name("shim.log");
+    if shim_log.exists() {
+        line("shim log", Tone::Plain, shim_log.display().to_string());
+    }
     line("attach", Tone::Plain, container.attach.clone());
     line("socket", Tone::Plain, container.address.clone());
     let mut labels: Vec<_> =
