@@ -8,8 +8,8 @@
 //!
 //! Of the D-Bus a container needs little, and it must never wait: a [`Call`] is a small machine over a socket that does
 //! not block, which names what it waits for and when its patience ends. It opens a connection of its own and closes it
-//! when it is done. A connection that is kept would wake every shim of a host at each start of any unit (the `JobRemoved`
-//! signals), and the system bus gives one user 256 connections by default, which is fewer than there are shims on a node.
+//! when it is done. One that is kept would cost each shim a descriptor and buffers, here and in the bus, and the system bus
+//! gives one user 256 connections by default, root too, which is fewer than there are shims on a node.
 //!
 //! What if we are killed on the way: the child ends by itself at the meeting, and a scope without processes ends by
 //! itself too, and is forgotten even if it failed (`CollectMode`).

@@ -18,7 +18,9 @@ use super::{Manager, SavedUnit, Unit};
 
 /// How long systemd may take. It answers in a millisecond, but not while it reloads the units of a large host.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// When to try again to connect to a server whose queue is full.
+/// How long it may take to stop a unit that is empty, to which systemd comes by itself as well.
+const PATIENCE_TO_STOP: Duration = Duration::from_secs(5);
+/// When to try again to connect to a server whose queue is full, or that has enough of this user's connections.
 const KNOCK_AGAIN: Duration = Duration::from_millis(10);
 
 const SYSTEMD: Method = Method {
@@ -38,6 +40,8 @@ const JOB_REMOVED: &str =
     "type='signal',sender='org.freedesktop.systemd1',interface='org.freedesktop.systemd1.Manager',member='JobRemoved'";
 
 const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
+/// The bus gives each user so many connections (256, unless its configuration says another number), root too.
+const NO_ROOM: &str = "org.freedesktop.DBus.Error.LimitsExceeded";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 
 /// What systemd did not do.
@@ -107,6 +111,10 @@ pub struct Call {
     unit: String,
     want: Want,
     addresses: Vec<Address>,
+    /// So many of them, the first, have no room for one more connection of this user's.
+    full: usize,
+    /// The last answer was that.
+    crowded: bool,
     connection: Option<Connection>,
     at: At,
     patience: Duration,
@@ -178,11 +186,13 @@ impl Call {
     fn new(unit: &SavedUnit, want: Want) -> Call {
         Call {
             unit: unit.name.clone(),
+            patience: if matches!(want, Want::Stop) { PATIENCE_TO_STOP } else { PATIENCE },
             want,
             addresses: Address::all(unit.manager),
+            full: 0,
+            crowded: false,
             connection: None,
             at: At::Door,
-            patience: PATIENCE,
             begun: Instant::now(),
             knock: None,
             version: 0,
@@ -248,7 +258,7 @@ impl Call {
 
     fn knock(&mut self) -> Result<(bool, bool), SystemdError> {
         let mut tried = Vec::new();
-        for address in &self.addresses {
+        for address in self.addresses.iter().skip(self.full) {
             match Connection::open(address) {
                 Ok(connection) => {
                     (self.connection, self.knock, self.at) = (Some(connection), None, At::Greeting);
@@ -261,6 +271,11 @@ impl Call {
                 }
                 Err(errno) => tried.push(format!("{address}: {errno}")),
             }
+        }
+        if self.full > 0 {
+            // From the first again, where somebody may have left.
+            (self.full, self.knock) = (0, Some(Instant::now() + KNOCK_AGAIN));
+            return Ok((false, true));
         }
         if tried.is_empty() {
             tried.push("neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set".to_owned());
@@ -335,6 +350,12 @@ impl Call {
             (At::Last(serial, failure), _) if serial == to => {
                 return failure.map_or(Ok((true, false)), Err);
             }
+            (At::Version(_), Err((name, _))) if name == NO_ROOM => {
+                let here = self.connection.take().map(|connection| connection.address);
+                self.full =
+                    self.addresses.iter().position(|address| Some(address) == here.as_ref()).map_or(0, |at| at + 1);
+                (self.at, self.crowded) = (At::Door, true);
+            }
             // Before the bus knows us it answers nobody else.
             (At::Version(_), Err((name, text))) if !name.is_empty() => return Err(self.refused(name, text)),
             (at, _) => self.at = at,
@@ -344,6 +365,7 @@ impl Call {
 
     /// Asks for what is wanted.
     fn request(&mut self) -> Result<(), SystemdError> {
+        self.crowded = false;
         let version = self.version;
         let known = |properties: &[Property]| -> Vec<(String, Variant<'static>)> {
             let known = properties.iter().filter(|property| property.since <= version);
@@ -434,6 +456,7 @@ impl Call {
 
     fn stalled(&self) -> SystemdError {
         let what = match self.at {
+            _ if self.crowded => "room among the connections that the bus gives each user",
             At::Door => "the connection",
             At::Greeting => "the greeting",
             At::Version(_) => "the first answer",

@@ -127,10 +127,15 @@ const OK: &str = "DATA\r\nOK 0123456789abcdef\r\n";
 impl Bus {
     /// Carries out what `call` makes, with the patience of a test.
     fn asked(self, call: impl Fn(&SavedUnit) -> Call) -> (Result<(), String>, Vec<String>) {
+        (self.asked_only(call), self.thread.join().unwrap())
+    }
+
+    /// The same of a bus that does not end.
+    fn asked_only(&self, call: impl Fn(&SavedUnit) -> Call) -> Result<(), String> {
         let mut call = call(&SavedUnit { name: UNIT.to_owned(), manager: super::super::Manager::System });
         call.addresses = vec![Address::of_bus(self.folder.path().join("bus").to_str().unwrap())];
         call.patience = Duration::from_millis(500);
-        (call.wait().map_err(|error| error.to_string()), self.thread.join().unwrap())
+        call.wait().map_err(|error| error.to_string())
     }
 }
 
@@ -190,7 +195,6 @@ fn a_unit_is_stopped_and_forgotten_and_one_that_is_gone_is_fine() {
 
 #[test]
 fn properties_are_changed() {
-    let set = |unit: &SavedUnit| Call::set(unit, vec![Property::new("TasksMax", 7_u64)]);
     let (done, calls) = bus(OK, vec![("SetUnitProperties", vec![Act::Void])]).asked(set);
     assert_eq!((done, calls.last().unwrap().as_str()), (Ok(()), "SetUnitProperties"));
     let denied = vec![("SetUnitProperties", vec![Act::Error("org.freedesktop.DBus.Error.AccessDenied")])];
@@ -211,6 +215,60 @@ fn silence_has_an_end_and_the_error_says_what_was_waited_for() {
     let idle = Bus { folder, thread: thread::spawn(Vec::new) };
     let text = idle.asked(start).0.unwrap_err();
     assert!(text.contains("while waiting for the greeting;"), "{text}");
+}
+
+/// A bus that has no room for the first `times` connections.
+fn full_bus(times: usize) -> Bus {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("bus")).unwrap();
+    let thread = thread::spawn(move || {
+        for _ in 0..times {
+            // Whoever has lost his patience meanwhile is gone.
+            refuse(listener.accept().unwrap().0).ok();
+        }
+        serve(listener.accept().unwrap().0, OK, vec![("SetUnitProperties", vec![Act::Void])])
+    });
+    Bus { folder, thread }
+}
+
+/// As dbus-daemon does with one connection too many: answers Hello with an error, and then closes.
+fn refuse(mut stream: UnixStream) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    for _ in 0..3 {
+        reader.read_until(b'\n', &mut Vec::new())?;
+    }
+    stream.write_all(OK.as_bytes())?;
+    let Some((serial, member)) = next_call(&mut reader) else { return Ok(()) };
+    assert_eq!(member, "Hello");
+    stream.write_all(&message(3, serial, Some((4, NO_ROOM)), &("in words",)))?;
+    // What else was said is read, so that the answer is not lost to a reset.
+    reader.read_to_end(&mut Vec::new()).map(drop)
+}
+
+fn set(unit: &SavedUnit) -> Call {
+    Call::set(unit, vec![Property::new("TasksMax", 7_u64)])
+}
+
+#[test]
+fn a_bus_without_room_is_asked_again_and_meanwhile_the_next_one_is() {
+    let (done, calls) = full_bus(3).asked(set);
+    assert_eq!((done, calls.last().unwrap().as_str()), (Ok(()), "SetUnitProperties"));
+    // systemd's own socket needs no Hello, and counts nobody.
+    let (full, direct) = (full_bus(1), bus(OK, vec![("SetUnitProperties", vec![Act::Void])]));
+    let mut call = set(&SavedUnit { name: UNIT.to_owned(), manager: super::super::Manager::System });
+    let path = |bus: &Bus| bus.folder.path().join("bus").to_str().unwrap().to_owned();
+    call.addresses = vec![Address::of_bus(path(&full)), Address::of_systemd(path(&direct))];
+    call.wait().unwrap();
+    assert_eq!(direct.thread.join().unwrap(), ["Subscribe", "Get", "SetUnitProperties"]);
+    // There is an end to it.
+    let text = full_bus(usize::MAX).asked_only(set).unwrap_err();
+    assert!(text.contains("while waiting for room among the connections that the bus gives each user;"), "{text}");
+}
+
+#[test]
+fn an_empty_unit_is_not_waited_for_as_one_that_is_to_run() {
+    let unit = SavedUnit { name: UNIT.to_owned(), manager: super::super::Manager::System };
+    assert!(Call::stop(&unit).patience * 5 < set(&unit).patience);
 }
 
 #[test]
