@@ -96,7 +96,18 @@ impl Unit {
             |slice: &str| expand(slice).ok_or_else(|| problem(format!("{slice:?} is not the name of a slice")));
         let mut path = match manager {
             Manager::System => PathBuf::new(),
-            Manager::User => of_user_manager(layout).map_err(problem)?,
+            Manager::User => match of_user_manager(layout).map_err(problem)? {
+                Ok(path) => path,
+                // Where a scope is, its process shows once it is in there.
+                Err(_) if !name.ends_with(".slice") => PathBuf::new(),
+                Err(own) => {
+                    let own = own.display();
+                    return Err(problem(format!(
+                        "this process, in cgroup /{own}, is in no session of a user of systemd, so it cannot be told where \
+                         {name} would be; name a scope, or start this from a session of the user's"
+                    )));
+                }
+            },
         };
         let parent = expanded(slice)?;
         path.push(if name.ends_with(".slice") { expanded(&name)? } else { parent.join(&name) });
@@ -203,8 +214,9 @@ fn expand(slice: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-/// The cgroup of the user's manager, from where this process is: inside of it, or in a session beside it.
-fn of_user_manager(layout: &Layout) -> Result<PathBuf, String> {
+/// The cgroup of the user's manager, from where this process is: inside of it, or in a session beside it. Where this process
+/// is, if it is neither: a service of the host's, say, with the address of the user's bus.
+fn of_user_manager(layout: &Layout) -> Result<Result<PathBuf, &Path>, String> {
     let Hierarchies::V2(hierarchy) = &layout.hierarchies else {
         return Err("the systemd of a user has units to give on cgroup v2 only".to_owned());
     };
@@ -214,17 +226,17 @@ fn of_user_manager(layout: &Layout) -> Result<PathBuf, String> {
         let name = name.to_string_lossy();
         path.push(&*name);
         if name.starts_with("user@") && name.ends_with(".service") {
-            return Ok(path);
+            return Ok(Ok(path));
         }
         let uid = name.strip_prefix("user-").and_then(|name| name.strip_suffix(".slice"));
         if let Some(uid) = uid.filter(|uid| uid.bytes().all(|byte| byte.is_ascii_digit())) {
             let manager = format!("user@{uid}.service");
             if !hierarchy.own.starts_with(path.join(&manager)) {
-                return Ok(path.join(manager));
+                return Ok(Ok(path.join(manager)));
             }
         }
     }
-    Err(format!("this process, in cgroup /{}, is in no session of a user of systemd", hierarchy.own.display()))
+    Ok(Err(&hierarchy.own))
 }
 
 #[cfg(test)]
@@ -292,7 +304,9 @@ mod tests {
         ] {
             assert_eq!(read(None, Manager::User, own).unwrap().1, expected, "{own}");
         }
-        let nobody = read(None, Manager::User, "system.slice/cron.service").unwrap_err();
+        let elsewhere = "system.slice/cron.service";
+        assert_eq!(read(None, Manager::User, elsewhere).unwrap().0, "dunnage-web-1.scope", "it will show where it is");
+        let nobody = read(Some("::a.slice"), Manager::User, elsewhere).unwrap_err();
         assert!(nobody.contains("/system.slice/cron.service"), "{nobody}");
         let v1 = Layout { hierarchies: Hierarchies::V1 { controllers: vec![], unified: None }, ..v2("") };
         assert!(Unit::new(None, "web-1", Manager::User, &v1).unwrap_err().text.contains("cgroup v2 only"));
