@@ -22,19 +22,21 @@ const ALL: u8 = MKNOD | READ | WRITE;
 const FIELD: &str = "linux.resources.devices";
 
 /// What every container may use, whatever its configuration says: the devices the OCI specification puts into its /dev,
-/// and making nodes (not using them).
-const DEFAULTS: [Rule; 11] = [
+/// making nodes (not using them), and tun, which has no place there, but which runc 1.2.4 and crun 1.20 had to give back
+/// after they had taken it: too many rely on it who cannot ask for it.
+const DEFAULTS: [Rule; 12] = [
     rule(Kind::Char, None, None, MKNOD),
     rule(Kind::Block, None, None, MKNOD),
-    rule(Kind::Char, Some(1), Some(3), ALL), // null
-    rule(Kind::Char, Some(1), Some(5), ALL), // zero
-    rule(Kind::Char, Some(1), Some(7), ALL), // full
-    rule(Kind::Char, Some(1), Some(8), ALL), // random
-    rule(Kind::Char, Some(1), Some(9), ALL), // urandom
-    rule(Kind::Char, Some(5), Some(0), ALL), // tty
-    rule(Kind::Char, Some(5), Some(1), ALL), // console
-    rule(Kind::Char, Some(5), Some(2), ALL), // ptmx
-    rule(Kind::Char, Some(136), None, ALL),  // pts/*
+    rule(Kind::Char, Some(1), Some(3), ALL),    // null
+    rule(Kind::Char, Some(1), Some(5), ALL),    // zero
+    rule(Kind::Char, Some(1), Some(7), ALL),    // full
+    rule(Kind::Char, Some(1), Some(8), ALL),    // random
+    rule(Kind::Char, Some(1), Some(9), ALL),    // urandom
+    rule(Kind::Char, Some(5), Some(0), ALL),    // tty
+    rule(Kind::Char, Some(5), Some(1), ALL),    // console
+    rule(Kind::Char, Some(5), Some(2), ALL),    // ptmx
+    rule(Kind::Char, Some(10), Some(200), ALL), // net/tun
+    rule(Kind::Char, Some(136), None, ALL),     // pts/*
 ];
 
 const fn rule(kind: Kind, major: Option<u32>, minor: Option<u32>, access: u8) -> Rule {
@@ -401,7 +403,7 @@ mod tests {
         let expected = "devices.deny = a\ndevices.allow = b *:* m\ndevices.allow = c *:* m\n\
             devices.allow = c 1:3 rwm\ndevices.allow = c 1:5 rwm\ndevices.allow = c 1:7 rwm\ndevices.allow = c 1:8 rwm\n\
             devices.allow = c 1:9 rwm\ndevices.allow = c 5:0 rwm\ndevices.allow = c 5:1 rwm\ndevices.allow = c 5:2 rwm\n\
-            devices.allow = c 136:* rwm\n";
+            devices.allow = c 10:200 rwm\ndevices.allow = c 136:* rwm\n";
         assert_eq!(list("[]").unwrap(), expected);
         assert_eq!(list(r#"[{"allow":true,"access":"rwm"},{"allow":false,"access":"rwm"}]"#).unwrap(), expected);
     }
