@@ -46,6 +46,8 @@ pub struct Cgroup {
     guard: bool,
     /// systemd made it.
     unit: Option<systemd::SavedUnit>,
+    /// How often the memory limits above had been hit when it was made.
+    above: Vec<oom::HitsAbove>,
 }
 
 /// What to remember of a cgroup to [open](Cgroup::open) it again, in this process or in another.
@@ -196,7 +198,7 @@ impl Cgroup {
     /// # Errors
     /// Whatever was made is removed again.
     pub fn create(path: &CgroupPath, limits: &Limits, layout: &Layout) -> Result<Cgroup, CgroupError> {
-        let mut cgroup = Cgroup { groups: Vec::new(), guard: true, unit: None };
+        let mut cgroup = Cgroup { groups: Vec::new(), guard: true, unit: None, above: Vec::new() };
         for place in path.places(layout) {
             // Pushed before it is made, so that the guard knows of a half-made one.
             cgroup.groups.push(Group { place, made: Vec::new(), dir: None, withheld: Vec::new() });
@@ -210,6 +212,7 @@ impl Cgroup {
             }
         }
         cgroup.apply(limits)?;
+        cgroup.note_hits_above();
         Ok(cgroup)
     }
 
@@ -228,7 +231,7 @@ impl Cgroup {
             };
             groups.push(Group { place, made, dir, withheld: Vec::new() });
         }
-        Ok(Cgroup { groups, guard: false, unit: saved.unit })
+        Ok(Cgroup { groups, guard: false, unit: saved.unit, above: Vec::new() })
     }
 
     /// Hands the directories over: from now on only [`Cgroup::remove`] removes them.

@@ -599,9 +599,8 @@ impl House {
         let signal = i32::try_from(request.signal).ok().filter(|signal| (0..=libc::SIGRTMAX()).contains(signal));
         let signal = signal.ok_or_else(|| Fault::Invalid(format!("{} is not a signal", request.signal)))?;
         let exec = named(&request.exec_id);
-        // What the kernel killed before is told apart from what we kill.
         if signal == libc::SIGKILL
-            && let Err(fault) = self.look_for_oom(&request.id)
+            && let Err(fault) = self.look_for_oom_before_kill(&request.id, exec.is_none())
         {
             log::debug!("{fault}");
         }

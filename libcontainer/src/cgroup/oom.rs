@@ -68,7 +68,7 @@ impl Vanishing {
 
 /// A cgroup above, and how often its own memory limit had been hit.
 #[derive(Debug)]
-struct HitsAbove {
+pub(super) struct HitsAbove {
     dir: PathBuf,
     hits: u64,
 }
@@ -104,10 +104,16 @@ impl Cgroup {
         Ok(Some(OomWatch { notices, counter, before, noticed: 0, reported: 0, above, vanishing }))
     }
 
-    /// What the memory controller can say when a container has died of it; `None` where there is none. A limit above that
-    /// had been hit before this container was made counts as well; [`OomWatch::facts`] knows better.
+    /// What the memory controller can say when a container has died of it since it was made; `None` where there is none. Of
+    /// one that was [opened](Cgroup::open) again, a limit above that had been hit before counts as well.
     pub fn memory_facts(&self) -> Option<MemoryFacts> {
-        self.facts(&[])
+        self.facts(&self.above)
+    }
+
+    /// Notes how often the limits above had been hit when this container was made.
+    pub(super) fn note_hits_above(&mut self) {
+        self.above =
+            self.with("memory").filter(|group| group.place.v2).map(|g| hits_above(&g.place)).unwrap_or_default();
     }
 
     fn facts(&self, before: &[HitsAbove]) -> Option<MemoryFacts> {
@@ -122,15 +128,19 @@ impl Cgroup {
         // v1 has no word for "no limit" but the largest multiple of the page size.
         let limit = number(limit).filter(|&limit| limit < 1 << 62);
         let peak = number(peak);
-        // Not there any more: systemd has removed it, and nothing can be said.
-        let events = dir.read(events, buffer).ok()?;
+        let risen = || {
+            let former = |now: &HitsAbove| before.iter().find(|then| then.dir == now.dir).map_or(0, |then| then.hits);
+            hits_above(&group.place).into_iter().find(|now| now.hits > former(now)).map(|now| Hit::Above(now.dir))
+        };
+        let Ok(events) = dir.read(events, buffer) else {
+            // systemd has removed it, with all that it could say of itself.
+            let hit = if group.place.v2 { risen() } else { None };
+            return hit.map(|hit| MemoryFacts { limit: None, peak: None, kills: 0, hit: Some(hit) });
+        };
         let kills = count_of("oom_kill", events).unwrap_or(0);
         let hit = (group.place.v2 && kills > 0).then(|| match count_of("oom", events) {
             Some(1..) => Hit::Own,
-            _ => hits_above(&group.place)
-                .into_iter()
-                .find(|now| now.hits > before.iter().find(|then| then.dir == now.dir).map_or(0, |then| then.hits))
-                .map_or(Hit::Machine, |now| Hit::Above(now.dir)),
+            _ => risen().unwrap_or(Hit::Machine),
         });
         Some(MemoryFacts { limit, peak, kills, hit })
     }
@@ -236,7 +246,7 @@ pub struct MemoryFacts {
     pub limit: Option<u64>,
     /// The most that was ever in use, in bytes (v2: Linux 5.19).
     pub peak: Option<u64>,
-    /// How many processes the kernel killed for it.
+    /// How many processes the kernel killed for it; 0 where the count went with the cgroup, and only `hit` is known.
     pub kills: u64,
     /// What they were killed for. v1 does not tell.
     pub hit: Option<Hit>,
@@ -255,6 +265,9 @@ pub enum Hit {
 
 impl Display for MemoryFacts {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if let (0, Some(Hit::Above(dir))) = (self.kills, &self.hit) {
+            return write!(f, "killed for the memory limit of {}; its own numbers went with its cgroup", dir.display());
+        }
         match self.limit {
             Some(limit) => write!(f, "memory limit {limit} bytes")?,
             None => f.write_str("no memory limit")?,
@@ -299,6 +312,47 @@ mod tests {
         count(5);
         here.look(Some(4), 1);
         assert!(!here.has_killed().unwrap(), "that one was counted here");
+    }
+
+    #[test]
+    fn the_limit_above_is_named_when_the_cgroup_has_vanished() {
+        let mount = tempfile::tempdir().unwrap();
+        let slice = mount.path().join("x.slice");
+        let dir = slice.join("x.scope");
+        std::fs::create_dir_all(&dir).unwrap();
+        let hits = |hits: u32| std::fs::write(slice.join("memory.events.local"), format!("oom {hits}\n")).unwrap();
+        hits(2);
+        let place =
+            Place { v2: true, controllers: vec!["memory".into()], mount: mount.path().into(), dir: dir.clone() };
+        let group = super::super::Group { made: vec![], dir: Some(Dir::open(&dir).unwrap()), place, withheld: vec![] };
+        let mut cgroup = Cgroup { groups: vec![group], guard: false, unit: None, above: vec![] };
+        cgroup.note_hits_above();
+        std::fs::remove_dir(&dir).unwrap();
+        assert_eq!(cgroup.memory_facts(), None, "that was another one's");
+        hits(3);
+        let facts = cgroup.memory_facts().unwrap();
+        assert_eq!(facts.hit, Some(Hit::Above(slice.clone())));
+        let text = format!("killed for the memory limit of {}; its own numbers went with its cgroup", slice.display());
+        assert_eq!(facts.to_string(), text);
+    }
+
+    #[test]
+    fn a_limit_above_that_was_hit_before_is_not_blamed() {
+        let mount = tempfile::tempdir().unwrap();
+        let dir = mount.path().join("c");
+        std::fs::create_dir(&dir).unwrap();
+        let hits =
+            |hits: u32| std::fs::write(mount.path().join("memory.events.local"), format!("oom {hits}\n")).unwrap();
+        hits(1);
+        std::fs::write(dir.join("memory.events"), "oom 0\noom_kill 1\n").unwrap();
+        let place =
+            Place { v2: true, controllers: vec!["memory".into()], mount: mount.path().into(), dir: dir.clone() };
+        let group = super::super::Group { made: vec![], dir: Some(Dir::open(&dir).unwrap()), place, withheld: vec![] };
+        let mut cgroup = Cgroup { groups: vec![group], guard: false, unit: None, above: vec![] };
+        cgroup.note_hits_above();
+        assert_eq!(cgroup.memory_facts().unwrap().hit, Some(Hit::Machine));
+        hits(2);
+        assert_eq!(cgroup.memory_facts().unwrap().hit, Some(Hit::Above(mount.path().into())));
     }
 
     #[test]

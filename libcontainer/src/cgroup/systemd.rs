@@ -48,7 +48,7 @@ pub struct SavedUnit {
 impl Cgroup {
     /// That of a unit, with nothing in it yet.
     pub(crate) fn of_unit(unit: SavedUnit) -> Cgroup {
-        Cgroup { groups: Vec::new(), guard: true, unit: Some(unit) }
+        Cgroup { groups: Vec::new(), guard: true, unit: Some(unit), above: Vec::new() }
     }
 
     /// Makes what systemd will not: on v1, the directories of every hierarchy but its own. On v2 that is none.
@@ -104,6 +104,7 @@ impl Cgroup {
             }
             self.groups.push(Group { made: vec![place.dir.clone()], place, dir: Some(dir), withheld });
         }
+        self.note_hits_above();
         self.apply(limits)
     }
 

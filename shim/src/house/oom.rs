@@ -2,18 +2,20 @@
 
 use std::os::fd::AsFd as _;
 
-use libcontainer::cgroup::{Cgroup, OomWatch};
+use libcontainer::{
+    cgroup::{Cgroup, OomWatch},
+    sys::wait::Exit as End,
+};
 use runtime_v2_api::{events, topic};
 use tokio::{io::Interest, sync::oneshot};
 
 use super::{Done, House, watch};
 use crate::service::Fault;
 
-/// The exit status of a process that SIGKILL ended.
-const KILLED: u32 = 128 + libc::SIGKILL.cast_unsigned();
-
 pub(super) struct Oom {
     watch: OomWatch,
+    /// A client had its first process killed. That was looked for before, so that its end says nothing more.
+    sent: bool,
     /// Dropped with the container, which ends the chore that waits for the watch to stir.
     alive: Option<oneshot::Sender<()>>,
 }
@@ -23,7 +25,7 @@ impl House {
     pub(super) fn watch_for_oom(&mut self, id: &str) {
         let Ok(task) = self.task(id) else { return };
         match task.with_cgroup(Cgroup::oom_watch) {
-            Ok(watch) => task.oom = watch.map(|watch| Oom { watch, alive: None }),
+            Ok(watch) => task.oom = watch.map(|watch| Oom { watch, sent: false, alive: None }),
             Err(fault) => log::warn!("container {id}: its out-of-memory kills will not be told: {fault}"),
         }
         self.wait_for_oom(id);
@@ -46,13 +48,22 @@ impl House {
         });
     }
 
+    /// The same before a client's own SIGKILL, so that the two are told apart.
+    pub(super) fn look_for_oom_before_kill(&mut self, id: &str, init: bool) -> Result<(), Fault> {
+        self.look_for_oom(id)?;
+        if let (Some(oom), true) = (&mut self.task(id)?.oom, init) {
+            oom.sent = true;
+        }
+        Ok(())
+    }
+
     /// Publishes what the kernel killed for memory since the last look.
     pub(super) fn look_for_oom(&mut self, id: &str) -> Result<(), Fault> {
         let task = self.task(id)?;
         let exit = task.life.seen(None)?.exit;
         let Some(oom) = &mut task.oom else { return Ok(()) };
         let kills = match exit {
-            Some(exit) if exit.status() == KILLED => oom.watch.read_last(),
+            Some(exit) if is_by_the_kernel(exit.end, oom.sent) => oom.watch.read_last(),
             _ => oom.watch.read(),
         };
         let kills = kills.map_err(|errno| Fault::Failed(format!("look for out-of-memory kills: {errno}")))?;
@@ -67,5 +78,23 @@ impl House {
             self.publisher.publish(topic::TASK_OOM, &event);
         }
         Ok(())
+    }
+}
+
+/// Whether it can be that the kernel killed what has ended so, after a client has had it killed or not.
+fn is_by_the_kernel(end: End, sent: bool) -> bool {
+    end == End::Signal(libc::SIGKILL) && !sent
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_ends_by_himself_or_by_a_client_was_not_killed_for_memory() {
+        assert!(is_by_the_kernel(End::Signal(libc::SIGKILL), false));
+        assert!(!is_by_the_kernel(End::Code(128 + libc::SIGKILL), false), "it only says so");
+        assert!(!is_by_the_kernel(End::Signal(libc::SIGTERM), false));
+        assert!(!is_by_the_kernel(End::Signal(libc::SIGKILL), true));
     }
 }
