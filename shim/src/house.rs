@@ -12,7 +12,8 @@ use std::{
 
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use libcontainer::{
-    cgroup::{Cgroup, CgroupError, Events, Freezing, Limits, systemd},
+    cgroup::{Cgroup, CgroupError, Events, Freezing, Limits, Problem},
+    spec,
     sys::process::{pidfd_open, pidfd_send_signal},
 };
 use nix::{
@@ -26,6 +27,7 @@ use runtime_v2_api::{Empty, pack, runc, shim::TraceResponse, task as wire, topic
 use tokio::{
     io::{Interest, unix::AsyncFd},
     join,
+    sync::Mutex,
 };
 
 mod news;
@@ -34,7 +36,7 @@ mod pause;
 
 use self::{news::create_event, oom::Oom};
 use crate::{
-    launch::{self, Body, Created, Executed, Execution, Ground, Remains},
+    launch::{self, Body, Created, Executed, Execution, Ground, Remains, Update},
     publish::Publisher,
     reap::{Exit, Watch},
     service::{Call, Fault, Reply, timestamp},
@@ -50,7 +52,6 @@ const ENDED: usize = 256;
 /// How many answers to a Delete we keep whose client was gone: it may ask again.
 const REMEMBERED: usize = 16;
 
-type Update = (Rc<RefCell<Body>>, Limits, Option<systemd::Call>);
 type Chore = Pin<Box<dyn Future<Output = Done>>>;
 
 /// A chore that is done.
@@ -64,6 +65,8 @@ pub(crate) enum Done {
     FreezerStirred(String),
     /// The kernel may have killed for memory.
     MemoryStirred(String),
+    /// A container has other limits, or not; it may have been frozen for it.
+    Updated(String, bool, Reply<Empty>, Result<(), Fault>),
     Removed(String, Result<(), Fault>),
     ExecRemoved(String, String),
     /// There is nothing more to do about it.
@@ -104,6 +107,8 @@ struct Task {
     io_owner: (Uid, Gid),
     no_new_keyring: bool,
     oom: Option<Oom>,
+    /// Held by an update on its way.
+    update: Rc<Mutex<()>>,
     freezing: Option<(Freezing, Option<Events>)>,
     pause: Option<Reply<Empty>>,
     trace: Trace,
@@ -284,6 +289,7 @@ impl House {
                 self.wait_for_oom(&id);
                 looked
             }
+            Done::Updated(id, frozen, reply, updated) => self.updated(&id, frozen, reply, updated),
             Done::Removed(id, removed) => self.removed(&id, removed),
             Done::ExecRemoved(id, exec) => self.exec_removed(&id, &exec),
             Done::Moot => Ok(()),
@@ -437,6 +443,7 @@ impl House {
             no_new_keyring,
             ended: VecDeque::new(),
             oom: None,
+            update: Rc::default(),
             freezing: None,
             pause: None,
             trace,
@@ -669,31 +676,62 @@ impl House {
     }
 
     fn update(&mut self, request: &wire::UpdateTaskRequest, reply: Reply<Empty>) {
-        let (body, limits, tell) = match self.begin_update(request) {
+        let begun = self.begin_update(request).and_then(|update| Ok((update, self.task(&request.id)?)));
+        let (update, task) = match begun {
             Ok(begun) => begun,
             Err(fault) => return answer(reply, Err(fault)),
         };
+        let (id, body, turn, ground) =
+            (request.id.clone(), task.body.clone(), task.update.clone(), self.ground.clone());
         self.chore(async move {
-            let updated = launch::update(&body, &limits, tell).await;
-            answer(reply, updated.map(|()| Empty::new()));
-            Done::Moot
+            // One after the other: while systemd is told of one, what it changes by the way is not to be kept by another.
+            let _turn = turn.lock().await;
+            let (frozen, updated) = launch::update(&ground, &body, update).await;
+            Done::Updated(id, frozen, reply, updated)
         });
     }
 
-    /// What an update is to change, and what systemd is to be told of it first.
+    /// What an update is to change.
     fn begin_update(&mut self, request: &wire::UpdateTaskRequest) -> Result<Update, Fault> {
         self.happen(&request.id, Event::Update)?;
         let resources: LinuxResources = serde_json::from_slice(&request.resources.value)
             .map_err(|error| Fault::Invalid(format!("resources: {error}")))?;
         let ground = self.ground.clone();
-        let host = ground.host().map_err(|error| Fault::Failed(error.to_string()))?;
-        let limits = Limits::compile_update(&resources, &host.cgroups).map_err(|problems| {
+        let layout = &ground.host().map_err(|error| Fault::Failed(error.to_string()))?.cgroups;
+        let invalid = |problems: Vec<Problem>| {
             let problems: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.field, p.text)).collect();
             Fault::Invalid(problems.join("; "))
-        })?;
+        };
+        let limits = Limits::compile_update(&resources, layout).map_err(invalid)?;
         let task = self.task(&request.id)?;
-        let tell = task.with_cgroup(|cgroup| cgroup.tell_systemd(&limits, &host.cgroups))?;
-        Ok((task.body.clone(), limits, tell))
+        let devices = match task.with_cgroup(|cgroup| Ok(cgroup.unit().is_some()))? && !layout.is_v2() {
+            true => {
+                let spec = spec::read(&task.remains.bundle).map_err(|error| Fault::Failed(error.to_string()))?;
+                let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+                Limits::of_devices(resources, layout).map_err(invalid)?
+            }
+            false => Limits::default(),
+        };
+        Ok(Update { limits, devices })
+    }
+
+    fn updated(
+        &mut self,
+        id: &str,
+        frozen: bool,
+        reply: Reply<Empty>,
+        updated: Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let thawed = match self.task(id) {
+            Ok(task) if frozen => match task.life.seen(None)?.status {
+                // Somebody has paused it meanwhile, or it has ended.
+                Status::Pausing | Status::Paused | Status::Stopped => Ok(()),
+                Status::Created | Status::Running => task.with_cgroup(Cgroup::thaw),
+            },
+            _ => Ok(()),
+        };
+        answer(reply, updated.map(|()| Empty::new()));
+        thawed
     }
 
     fn stats(&mut self, id: &str) -> Result<wire::StatsResponse, Fault> {

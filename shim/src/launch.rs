@@ -9,7 +9,7 @@ use std::{
     future::{Future, pending, poll_fn},
     io::{self, Write as _},
     os::{
-        fd::{BorrowedFd, OwnedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::OpenOptionsExt as _,
     },
     path::{Path, PathBuf},
@@ -21,7 +21,7 @@ use std::{
 
 use libcontainer::{
     cgroup::{
-        Cgroup, CgroupError, Limits, Saved,
+        Cgroup, CgroupError, Events, FreezerState, Limits, Saved,
         systemd::{self, Manager, SystemdError},
     },
     container, hooks,
@@ -57,6 +57,9 @@ use crate::{
 /// kernel tells nobody when a mount or a v1 cgroup is no longer busy.
 const TRIES: u32 = 250;
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// How often to look at a freezer that tells nobody when it is done.
+pub(crate) const LOOK_AT_FREEZER: Duration = Duration::from_millis(1);
 
 /// What every container of this shim is made with.
 pub(crate) struct Ground {
@@ -591,13 +594,73 @@ async fn stirs(fd: Option<&AsyncFd<OwnedFd>>) {
     }
 }
 
-/// Changes the limits of a container, of which systemd is told first if it made its cgroup.
-pub(crate) async fn update(body: &RefCell<Body>, limits: &Limits, tell: Option<systemd::Call>) -> Result<(), Fault> {
-    if let Some(tell) = tell {
-        ask(tell).await.map_err(|error| Fault::Failed(error.to_string()))?;
-    }
+/// A change of a container's limits.
+pub(crate) struct Update {
+    pub(crate) limits: Limits,
+    /// Those of the container, where systemd would change them by the way.
+    pub(crate) devices: Limits,
+}
+
+/// Changes the limits of a container. systemd, if it made the cgroup, is told what they are once the kernel has taken them,
+/// and then kept from changing others. True when the container had to be frozen for it, and is to go on now.
+pub(crate) async fn update(ground: &Ground, body: &RefCell<Body>, update: Update) -> (bool, Result<(), Fault>) {
+    let Update { limits, devices } = update;
+    let begin = || -> Result<_, Fault> {
+        let body = body.borrow();
+        let cgroup = body.cgroup().ok_or(Fault::NoCgroup)?;
+        cgroup.update(&limits).map_err(failed_cgroup)?;
+        let layout = &ground.host().map_err(|error| Fault::Failed(error.to_string()))?.cgroups;
+        let Some(tell) = cgroup.tell_systemd(&limits, layout).map_err(failed_cgroup)? else { return Ok(None) };
+        Ok(Some((tell, cgroup.in_force(devices).map_err(failed_cgroup)?)))
+    };
+    let (tell, in_force) = match begin() {
+        Ok(Some(begun)) => begun,
+        Ok(None) => return (false, Ok(())),
+        Err(fault) => return (false, Err(fault)),
+    };
+    // Or it would be refused its devices while systemd writes the list.
+    let frozen = match in_force.has_devices() {
+        true => freeze(body).await.unwrap_or_else(|error| {
+            log::warn!("a container runs on while systemd writes its devices again: {error}");
+            false
+        }),
+        false => false,
+    };
+    let told = ask(tell).await.map_err(|error| {
+        Fault::Failed(format!("the limits are in force, but not after systemd was reloaded: {error}; update again"))
+    });
     let body = body.borrow();
-    body.cgroup().ok_or(Fault::NoCgroup)?.update(limits).map_err(|error| Fault::Failed(error.to_string()))
+    let held = body.cgroup().map_or(Ok(()), |cgroup| cgroup.hold(&in_force).map_err(failed_cgroup));
+    (frozen, told.and(held))
+}
+
+fn failed_cgroup(error: CgroupError) -> Fault {
+    Fault::Failed(error.to_string())
+}
+
+/// Freezes a container and waits until it stands still; false if it was frozen before, or has ended.
+async fn freeze(body: &RefCell<Body>) -> Result<bool, CgroupError> {
+    let (mut freezing, events) = match body.borrow().cgroup() {
+        Some(cgroup) if cgroup.freezer_state()? == FreezerState::Thawed => (cgroup.freeze()?, cgroup.events()?),
+        _ => return Ok(false),
+    };
+    let copy = events.as_ref().map(|events| events.as_fd().try_clone_to_owned());
+    let stirs = copy.and_then(|fd| ready::watch(fd.ok()?, Interest::PRIORITY).ok());
+    loop {
+        // Arms the next notice, before the look that decides whether there needs to be one.
+        if let Some(Err(errno)) = events.as_ref().map(Events::read) {
+            log::debug!("read cgroup.events: {errno}");
+        }
+        match body.borrow().cgroup() {
+            Some(cgroup) if freezing.poll(cgroup)? != FreezerState::Frozen => {}
+            found => return Ok(found.is_some()),
+        }
+        match &stirs {
+            Some(stirs) => drop(stirs.ready(Interest::PRIORITY).await.map(|mut guard| guard.clear_ready())),
+            // A v1 freezer tells nobody when it is done.
+            None => sleep(LOOK_AT_FREEZER).await,
+        }
+    }
 }
 
 /// Asks systemd for something, and waits for its answer.

@@ -5,6 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use dunnage_tests::{Alone, Case, Run, alone, case_of_ours, case_under_systemd, eventually, process, under_systemd};
@@ -91,7 +92,10 @@ fn a_container_lives_as_a_scope() {
         shim.update("scoped", &json!({ "memory": { "limit": 50_331_648 }, "pids": { "limit": 40 } })).expect("update");
         assert!(limit().contains("50331648"), "{}", limit());
         assert_eq!(unit.property("TasksMax"), "40");
-        systemctl(&["daemon-reload"]);
+        {
+            let _alone = reloads();
+            systemctl(&["daemon-reload"]);
+        }
         assert_eq!(fs::read_to_string(file(&unit, "pids", "pids.max")).expect("read pids.max").trim(), "40");
         let metrics = c.ctr(["task", "metrics", "scoped"]);
         assert!(metrics.ok().contains("memory"), "{metrics:?}");
@@ -105,6 +109,190 @@ fn file(unit: &Unit<'_>, controller: &str, name: &str) -> PathBuf {
     let v1 = Path::new("/sys/fs/cgroup").join(controller);
     let mount = if v1.is_dir() { v1 } else { "/sys/fs/cgroup".into() };
     mount.join(unit.property("ControlGroup").trim_start_matches('/')).join(name)
+}
+
+/// What the kernel says of a limit: the file of v1, or that of v2.
+fn limit(unit: &Unit<'_>, controller: &str, v1: &str, v2: &str) -> String {
+    let name = if v1_has(controller) { v1 } else { v2 };
+    let file = file(unit, controller, name);
+    fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())).trim().to_owned()
+}
+
+fn v1_has(controller: &str) -> bool {
+    Path::new("/sys/fs/cgroup").join(controller).is_dir()
+}
+
+/// Held by a test that reloads systemd, or looks at what a reload changes: it writes the limits of every unit again.
+fn reloads() -> MutexGuard<'static, ()> {
+    static RELOADS: Mutex<()> = Mutex::new(());
+    RELOADS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+fn half_an_update_keeps_the_other_half() {
+    case_under_systemd(|c| {
+        let unit = Unit::new(c, "halved");
+        c.idle("halved", &unit.flags());
+        let _alone = reloads();
+        let shim = c.shim("halved");
+        let quota = || {
+            match v1_has("cpu") {
+                true => format!(
+                    "{} {}",
+                    limit(&unit, "cpu", "cpu.cfs_quota_us", ""),
+                    limit(&unit, "cpu", "cpu.cfs_period_us", "")
+                ),
+                false => limit(&unit, "cpu", "", "cpu.max"),
+            }
+            .replace("-1 ", "max ")
+        };
+        let per_second = || unit.property("CPUQuotaPerSecUSec");
+        // Without a quota the period means nothing, and systemd takes the usual one when it is reloaded.
+        for (update, file, reloaded, property) in [
+            (json!({ "period": 50_000 }), "max 50000", "max 100000", "infinity"),
+            (json!({ "quota": 20_000, "period": 50_000 }), "20000 50000", "20000 50000", "400ms"),
+            (json!({ "quota": 25_000 }), "25000 50000", "25000 50000", "500ms"),
+            (json!({ "period": 100_000 }), "25000 100000", "25000 100000", "250ms"),
+            (json!({ "quota": -1 }), "max 100000", "max 100000", "infinity"),
+            (json!({ "quota": 30_000, "period": 60_000 }), "30000 60000", "30000 60000", "500ms"),
+        ] {
+            shim.update("halved", &json!({ "cpu": update })).expect("update");
+            assert_eq!((quota().as_str(), per_second().as_str()), (file, property), "{update}");
+            systemctl(&["daemon-reload"]);
+            assert_eq!((quota().as_str(), per_second().as_str()), (reloaded, property), "{update}, reloaded");
+        }
+        if v1_has("memory") {
+            return c.remove("halved");
+        }
+        for (update, file, value, property) in [
+            (
+                json!({ "memory": { "limit": 67_108_864, "swap": 100_663_296 } }),
+                "memory.swap.max",
+                "33554432",
+                "MemorySwapMax",
+            ),
+            (json!({ "memory": { "swap": 134_217_728 } }), "memory.swap.max", "67108864", "MemorySwapMax"),
+            (json!({ "cpu": { "shares": 512 } }), "cpu.weight", "59", "CPUWeight"),
+            (json!({ "cpu": { "idle": 0 } }), "cpu.weight", "59", "CPUWeight"),
+            (json!({ "cpu": { "idle": 1 } }), "cpu.idle", "1", ""),
+            (json!({ "pids": { "limit": 41 } }), "cpu.idle", "1", ""),
+            (json!({ "cpu": { "idle": 0 } }), "cpu.idle", "0", ""),
+            (json!({ "pids": { "limit": 42 } }), "cpu.weight", "100", "CPUWeight"),
+        ] {
+            shim.update("halved", &update).expect("update");
+            for when in ["at once", "reloaded"] {
+                let controller = file.split('.').next().expect("a controller");
+                assert_eq!(limit(&unit, controller, "", file), value, "{update}, {when}");
+                assert!(property.is_empty() || unit.property(property) == value, "{update}, {when}: {property}");
+                systemctl(&["daemon-reload"]);
+            }
+        }
+        c.remove("halved");
+        unit.is_gone();
+    });
+}
+
+#[test]
+fn an_update_leaves_alone_what_systemd_does_not_know() {
+    case_under_systemd(|c| {
+        let unit = Unit::new(c, "exact");
+        c.idle("exact", &unit.flags());
+        let _alone = reloads();
+        let shim = c.shim("exact");
+        shim.update("exact", &json!({ "cpu": { "quota": 50_500, "period": 100_000 } })).expect("update cpu");
+        let v2 = !v1_has("memory");
+        if v2 {
+            // One that it knows, in the words of the kernel, and one that it does not let us tell it of.
+            let unified = json!({ "io.weight": "default 200", "memory.oom.group": "1", "memory.zswap.max": "4096" });
+            let there = |name: &str| file(&unit, "memory", name).exists();
+            let unified: serde_json::Map<_, _> =
+                unified.as_object().expect("a map").clone().into_iter().filter(|(name, _)| there(name)).collect();
+            assert!(unified.len() > 1, "{unified:?}");
+            shim.update("exact", &json!({ "unified": unified })).expect("update unified");
+        }
+        let look = || {
+            let names = ["cpu.max", "io.weight", "io.bfq.weight", "memory.oom.group", "memory.zswap.max"];
+            let v1 = v1_has("cpu").then(|| limit(&unit, "cpu", "cpu.cfs_quota_us", ""));
+            let v2 = names.map(|name| fs::read_to_string(file(&unit, "memory", name)).unwrap_or_default());
+            (v1, v2)
+        };
+        let before = look();
+        assert!(before.0.as_deref() == Some("50500") || before.1[0] == "50500 100000\n", "{before:?}");
+        for tasks in [40, 41] {
+            shim.update("exact", &json!({ "pids": { "limit": tasks } })).expect("update pids");
+            assert_eq!((unit.property("TasksMax"), look()), (tasks.to_string(), before.clone()));
+        }
+        if v2 && !before.1[1].is_empty() {
+            assert_eq!(unit.property("IOWeight"), "200");
+            systemctl(&["daemon-reload"]);
+            assert_eq!(look().1[1], before.1[1], "this one, systemd knows");
+        }
+        c.remove("exact");
+        unit.is_gone();
+    });
+}
+
+#[test]
+fn a_container_is_not_refused_its_devices_while_it_is_updated() {
+    case_under_systemd(|c| {
+        let unit = Unit::new(c, "devices");
+        let root = c.root_folder("root");
+        // It says so when it may not use the one, or may use the other.
+        let watch = "while cat /dev/null 2>/dev/null && ! cat /dev/kmsg-denied 2>/dev/null; do :; done; echo refused";
+        let mut spec = c.spec("devices", &root, &["sh", "-c", watch]);
+        let name = format!("system.slice:{}:devices", c.name);
+        spec["linux"]["cgroupsPath"] = json!(name);
+        spec["linux"]["resources"]["devices"] = json!([
+            { "allow": true, "access": "rwm" },
+            { "allow": false, "type": "c", "major": 1, "minor": 11, "access": "rwm" },
+        ]);
+        spec["linux"]["devices"] = json!([{ "path": "/dev/kmsg-denied", "type": "c", "major": 1, "minor": 11 }]);
+        let options = unit.flags()[..2].to_vec();
+        c.run_spec("devices", &spec).flags(options).detached().ok();
+        let shim = c.shim("devices");
+        for tasks in 40..50 {
+            shim.update("devices", &json!({ "pids": { "limit": tasks } })).expect("update pids");
+        }
+        assert_eq!(unit.property("TasksMax"), "49");
+        let denied = c.exec("devices", "look", ["sh", "-c", "cat /dev/kmsg-denied; echo $?"]).output();
+        assert_eq!(denied.stdout.trim(), "1", "{denied:?}");
+        // It is still at it.
+        c.ctr(["task", "pause", "devices"]).ok();
+        shim.update("devices", &json!({ "pids": { "limit": 50 } })).expect("update one that is paused");
+        assert!(c.ctr(["task", "ls"]).ok().contains("PAUSED"), "an update lets nobody go on");
+        c.ctr(["task", "resume", "devices"]).ok();
+        c.remove("devices");
+        unit.is_gone();
+    });
+}
+
+#[test]
+fn the_limit_above_a_scope_is_named() {
+    if v1_has("memory") {
+        return; // v1 does not tell
+    }
+    case_under_systemd(|c| {
+        let slice = format!("{}.slice", c.name);
+        systemctl(&["start", &slice]);
+        systemctl(&["set-property", "--runtime", &slice, "MemoryMax=24M"]);
+        let options = c.file("options.toml", "SystemdCgroup = true");
+        let options = options.display().to_string();
+        for number in 0..2 {
+            let (id, path) = (format!("greedy-{number}"), format!("{slice}:{}:greedy-{number}", c.name));
+            let flags = ["--runtime-config-path", &options, "--cgroup", &path];
+            let outcome = c.run(&id, ["sh", "-c", "tail /dev/zero"]).flags(flags).output();
+            assert_eq!(outcome.code, 137, "{outcome:?}");
+            // With its numbers, or without them if systemd was faster.
+            let (words, above) = ("for the memory limit of /sys/fs/cgroup/", format!("/{slice}"));
+            c.log().find("the limit above", |text| {
+                text.lines()
+                    .any(|line| line.contains(&id) && line.contains(words) && line.contains(&above))
+                    .then_some(())
+            });
+        }
+        systemctl(&["stop", &slice]);
+        systemctl(&["revert", &slice]);
+    });
 }
 
 #[test]

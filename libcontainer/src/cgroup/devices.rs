@@ -190,7 +190,12 @@ impl List {
         let dir = group.dir.as_ref().ok_or(CgroupError::NoController { doing, controller: "devices" })?;
         // A list that denies by default takes this from any state. One that allows by default can be lacking only under
         // a parent that denies, where the kernel then says so.
-        self.write(self.allow, group, dir, std::iter::once("a".to_owned()))?;
+        match self.write(self.allow, group, dir, std::iter::once("a".to_owned())) {
+            // With cgroups below, which the container made, the kernel takes no other list, from systemd neither.
+            Err(CgroupError::Limit { errno: Errno::EINVAL, .. })
+                if dir.children().is_ok_and(|children| !children.is_empty()) => {}
+            written => written?,
+        }
         self.write(!self.allow, group, dir, self.exceptions.iter().map(|(key, access)| Line(key, *access).to_string()))
     }
 

@@ -16,14 +16,14 @@ mod compile;
 #[cfg(test)]
 mod tests;
 
-use compile::Compiler;
+use compile::{Compiler, controller_of};
 
 /// The limits of one container, ready to be written. `Display` prints one line for each value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     writes: Vec<Write>,
     /// `None` leaves the devices as they are.
-    devices: Option<Devices>,
+    pub(super) devices: Option<Devices>,
     /// v2, `checkBeforeUpdate`: refuse when more than so many bytes are in use (memory, memory + swap).
     refuse_above: Option<(Option<i64>, Option<i64>)>,
 }
@@ -105,6 +105,32 @@ impl Limits {
         };
         compiler.all(resources);
         compiler.finish(devices)
+    }
+
+    /// What systemd takes for its own at every change of the unit, so that it is to be written again: the devices of a new
+    /// container, on v1.
+    ///
+    /// # Errors
+    /// As [`Limits::compile`].
+    pub fn of_devices(resources: Option<&LinuxResources>, layout: &Layout) -> Result<Limits, Vec<Problem>> {
+        if layout.is_v2() || layout.user_namespace {
+            return Ok(Limits::default());
+        }
+        let mut compiler = Compiler::new(layout, false);
+        let devices = compiler.devices(resources.unwrap_or(&LinuxResources::default()));
+        compiler.finish(devices)
+    }
+
+    /// Adds a value for a file that is there.
+    pub(super) fn write(&mut self, file: &'static str, value: &str) {
+        self.writes.push(Write {
+            controller: controller_of(file).into(),
+            file: file.into(),
+            value: value.to_owned(),
+            field: "linux.resources".into(),
+            absent: Absent::Refuse,
+            rest: Rest::None,
+        });
     }
 
     /// The values, in the order they are written.
@@ -205,6 +231,45 @@ impl Cgroup {
         match &limits.devices {
             Some(devices) => devices.apply(self),
             None => Ok(()),
+        }
+    }
+
+    /// The limits of an update once they are written, with what it left as it was: where one file or one property of
+    /// systemd holds two values, an update may give one of them.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub(super) fn completed(&self, limits: &Limits) -> Result<Limits, CgroupError> {
+        let mut limits = limits.clone();
+        // One that is idle no longer has the default weight again. The kernel takes none for an idle one.
+        let awake = |write: &&Write| write.file == "cpu.idle" && write.value.trim() == "0";
+        if let (Some(awake), false) = (limits.writes.iter().find(awake), limits.sets("cpu.weight")) {
+            limits.writes.push(Write { file: "cpu.weight".into(), ..awake.clone() });
+        }
+        let pairs: [&[&'static str]; 4] =
+            [&["cpu.max"], &["cpu.cfs_period_us", "cpu.cfs_quota_us"], &["memory.swap.max"], &["cpu.weight"]];
+        for files in pairs {
+            let Some(given) = limits.writes.iter().find(|write| files.contains(&write.file.as_ref())).cloned() else {
+                continue;
+            };
+            limits.writes.retain(|write| !files.contains(&write.file.as_ref()));
+            for &file in files {
+                if let Some(value) = self.value(file)? {
+                    limits.writes.push(Write { file: file.into(), value, rest: Rest::None, ..given.clone() });
+                }
+            }
+        }
+        Ok(limits)
+    }
+
+    /// What a file of limits says; none where there is no such file.
+    pub(super) fn value(&self, file: &str) -> Result<Option<String>, CgroupError> {
+        let Some(group) = self.of(controller_of(file)) else { return Ok(None) };
+        let Some(dir) = &group.dir else { return Ok(None) };
+        match dir.read(file, &mut Vec::new()) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(super::failed("read", group.place.dir.join(file))(errno)),
         }
     }
 

@@ -28,11 +28,13 @@ use super::{Cgroup, CgroupError, CgroupPath, Group, Layout, Limits, Place, faile
 mod annotation;
 mod bus;
 mod call;
+mod hold;
 mod properties;
 mod unit;
 mod wire;
 
 pub use call::{Call, SystemdError, Why};
+pub use hold::InForce;
 pub use properties::{Property, changes};
 pub use unit::{Manager, Unit};
 
@@ -108,14 +110,16 @@ impl Cgroup {
         self.apply(limits)
     }
 
-    /// What systemd is to be told of new limits, before they are written by [`Cgroup::update`]; nothing where it did not
-    /// make the cgroup.
+    /// What systemd is to be told of limits that [`Cgroup::update`] has written; nothing where it did not make the cgroup
+    /// or knows of none of them. In this order, so that it is not told what the kernel refuses, and is told as a whole
+    /// what an update gives half of. It then writes to the files, which [`Cgroup::hold`] undoes.
     ///
     /// # Errors
-    /// When the limits are below what is in use and are not to be enforced then.
+    /// When what is in force cannot be read.
     pub fn tell_systemd(&self, limits: &Limits, layout: &Layout) -> Result<Option<Call>, CgroupError> {
-        self.check(limits)?;
-        Ok(self.unit.as_ref().map(|unit| Call::set(unit, changes(limits, layout))))
+        let Some(unit) = &self.unit else { return Ok(None) };
+        let properties = changes(&self.completed(limits)?, layout);
+        Ok((!properties.is_empty()).then(|| Call::set(unit, properties)))
     }
 
     /// The unit that the cgroup belongs to, where systemd made it. It is to be stopped ([`Call::stop`]) once

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use libcontainer::cgroup::stats::{Stats, v1, v2};
-use libcontainer::cgroup::{Cgroup, CgroupError, CgroupPath, FreezerState, Hit};
+use libcontainer::cgroup::{Cgroup, CgroupError, CgroupPath, FreezerState, Hit, Limits, Place};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -417,5 +417,49 @@ fn one_more_process_goes_where_the_init_went() {
     fs::write(top.join("cgroup.procs"), init.to_string()).unwrap();
     assert_eq!(leads_to(), bench.dirs()[0], "the init left the container's cgroup");
     end(child);
+    bench.remove(cgroup);
+}
+
+#[test]
+fn what_somebody_writes_over_the_limits_is_written_back() {
+    let Some(bench) = Bench::new("hold") else { return };
+    let cgroup =
+        bench.create(r#"{"cpu":{"quota":50500,"period":100000},"pids":{"limit":7},"memory":{"limit":33554432}}"#);
+    let devices = Limits::of_devices(None, &bench.layout).unwrap();
+    let in_force = cgroup.in_force(devices).unwrap();
+    let write = |controller: &str, file: &str, value: &str| {
+        let of = |place: &&Place| place.controllers.iter().any(|name| name == controller);
+        let file = cgroup.places().find(of).unwrap().dir.join(file);
+        fs::write(&file, value).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    };
+    match bench.layout.is_v2() {
+        true => write("cpu", "cpu.max", "51000 100000"),
+        false => write("cpu", "cpu.cfs_quota_us", "51000"),
+    }
+    write("pids", "pids.max", "max");
+    assert_eq!(in_force.has_devices(), !bench.layout.is_v2());
+    if !bench.layout.is_v2() {
+        write("devices", "devices.deny", "a");
+    }
+    cgroup.hold(&in_force).unwrap();
+    assert!(["50500", "50500 100000"].contains(&read(&cgroup, ("cpu", "cpu.cfs_quota_us"), "cpu.max").as_str()));
+    assert_eq!(read(&cgroup, ("pids", "pids.max"), "pids.max"), "7");
+    if !bench.layout.is_v2() {
+        assert!(read(&cgroup, ("devices", "devices.list"), "").contains("c 1:3 rwm"));
+    }
+    bench.remove(cgroup);
+}
+
+#[test]
+fn devices_stay_as_they_are_where_the_container_has_cgroups_of_its_own() {
+    let Some(bench) = Bench::new("devices-below").and_then(|bench| bench.only(false)) else { return };
+    let cgroup = bench.create("{}");
+    let dir = cgroup.places().find(|place| place.controllers.iter().any(|name| name == "devices")).unwrap().dir.clone();
+    let list = || fs::read_to_string(dir.join("devices.list")).unwrap();
+    let before = list();
+    fs::create_dir(dir.join("below")).unwrap();
+    let in_force = cgroup.in_force(Limits::of_devices(None, &bench.layout).unwrap()).unwrap();
+    cgroup.hold(&in_force).unwrap();
+    assert_eq!(list(), before);
     bench.remove(cgroup);
 }

@@ -1,6 +1,6 @@
 //! Pausing, which ends when the kernel says that all is frozen, and resuming.
 
-use std::{os::fd::AsFd as _, time::Duration};
+use std::os::fd::AsFd as _;
 
 use libcontainer::cgroup::{Events, FreezerState, Freezing};
 use runtime_v2_api::Empty;
@@ -8,12 +8,10 @@ use tokio::{io::Interest, time::sleep};
 
 use super::{Done, House, answer, watch};
 use crate::{
+    launch::LOOK_AT_FREEZER,
     service::{Fault, Reply},
     task::Event,
 };
-
-/// How often to look at a v1 freezer, which tells nobody when it is done.
-const LOOK: Duration = Duration::from_millis(1);
 
 impl House {
     pub(super) fn pause(&mut self, id: &str, reply: Reply<Empty>) {
@@ -44,7 +42,7 @@ impl House {
         self.chore(async move {
             match stirs {
                 Some(stirs) => drop(stirs.ready(Interest::PRIORITY).await),
-                None => sleep(LOOK).await,
+                None => sleep(LOOK_AT_FREEZER).await,
             }
             Done::FreezerStirred(id)
         });

@@ -427,7 +427,7 @@ impl<'a> Compiler<'a> {
 const SETTINGS_OF_THE_CORE: [&str; 3] = ["cgroup.max.depth", "cgroup.max.descendants", "cgroup.pressure"];
 
 /// The kernel names every file by its controller (cgroup v2's interface file conventions; v1 does the same).
-fn controller_of(file: &str) -> &str {
+pub(super) fn controller_of(file: &str) -> &str {
     file.split_once('.').map_or(file, |(controller, _)| controller)
 }
 

@@ -127,8 +127,8 @@ pub fn changes(limits: &Limits, layout: &Layout) -> Vec<Property> {
         match (file, number(value)) {
             ("cpu.weight", Some(weight)) => set(Property::new("CPUWeight", weight)),
             ("cpu.shares", Some(shares)) => set(Property::new("CPUShares", shares)),
-            // It cannot be told of an idle one that it is no longer one; the file can.
-            ("cpu.idle", Some(1)) => set(Property::new("CPUWeight", 0_u64).since(252)),
+            // That it is no longer idle is in the weight it has then. To cgroup v1 systemd takes this for the least share.
+            ("cpu.idle", Some(1)) if layout.is_v2() => set(Property::new("CPUWeight", 0_u64).since(252)),
             ("cpu.max", _) => {
                 let mut words = value.split_whitespace().map(number);
                 (quota, period) = (words.next().flatten(), words.next().flatten());
@@ -142,9 +142,15 @@ pub fn changes(limits: &Limits, layout: &Layout) -> Vec<Property> {
             ("memory.low", Some(bytes)) => set(Property::new("MemoryLow", bytes)),
             ("memory.min", Some(bytes)) => set(Property::new("MemoryMin", bytes)),
             ("memory.swap.max", Some(bytes)) => set(Property::new("MemorySwapMax", bytes)),
+            ("memory.zswap.max", Some(bytes)) => set(Property::new("MemoryZSwapMax", bytes).since(253)),
+            ("memory.zswap.writeback", Some(on)) => set(Property::new("MemoryZSwapWriteback", on != 0).since(256)),
             ("memory.limit_in_bytes", Some(bytes)) => set(Property::new("MemoryLimit", bytes)),
             ("pids.max", Some(tasks)) => set(Property::new("TasksMax", tasks)),
-            ("io.weight", Some(weight)) => set(Property::new("IOWeight", weight)),
+            ("io.weight", _) => {
+                if let Some(weight) = number(value.trim_start_matches("default ")) {
+                    set(Property::new("IOWeight", weight));
+                }
+            }
             ("blkio.weight", Some(weight)) => set(Property::new("BlockIOWeight", weight)),
             _ => {}
         }
@@ -273,6 +279,18 @@ mod tests {
                 "TasksMax=uint64 9",
             ]
         );
+    }
+
+    #[test]
+    fn what_is_given_in_the_words_of_the_kernel_is_understood() {
+        assert_eq!(told(true, r#"{"unified":{"io.weight":"default 200"}}"#), ["IOWeight=uint64 200"]);
+        assert_eq!(told(true, r#"{"unified":{"io.weight":"8:0 200"}}"#), [""; 0]);
+        assert_eq!(
+            told(true, r#"{"unified":{"memory.zswap.max":"4096","memory.zswap.writeback":"0"}}"#),
+            ["MemoryZSwapMax=uint64 4096 (systemd 253)", "MemoryZSwapWriteback=false (systemd 256)"]
+        );
+        assert_eq!(told(true, r#"{"cpu":{"idle":1}}"#), ["CPUWeight=uint64 0 (systemd 252)"]);
+        assert_eq!(told(false, r#"{"cpu":{"idle":1}}"#), [""; 0], "it would take it for the least share");
     }
 
     #[test]
