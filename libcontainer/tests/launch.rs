@@ -70,6 +70,9 @@ const TESTS: &[(&str, fn())] = &[
 ];
 
 fn main() {
+    if std::env::args().any(|arg| arg == "--list") {
+        return TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
+    }
     if !nix::unistd::geteuid().is_root() {
         assert!(std::env::var_os("ROOT_TESTS").is_none_or(|must| must != "must"), "ROOT_TESTS=must needs root");
         println!("SKIPPED, every one of {} tests: they need root", TESTS.len());
