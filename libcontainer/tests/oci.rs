@@ -53,6 +53,7 @@ root_tests! {
     a_created_container_with_another_spec_in_its_bundle_is_started_as_it_was_created
     a_container_is_a_scope_whose_limits_survive_a_reload
     a_unit_is_lived_with_as_any_container
+    a_container_can_be_a_slice
     a_name_can_be_used_again_at_once
     a_unit_of_that_name_is_taken_only_if_it_has_failed
     what_dies_of_memory_leaves_no_failed_unit

@@ -143,6 +143,25 @@ pub(super) fn a_unit_is_lived_with_as_any_container() {
     unit.is_gone();
 }
 
+pub(super) fn a_container_can_be_a_slice() {
+    if !is_there("a_container_can_be_a_slice") {
+        return;
+    }
+    let unit = Unit::new(&["sleep", "1000"], "");
+    let name = format!("alone{}.slice", std::process::id());
+    let bundle = unit.bundle.with("/linux", "cgroupsPath", json!(format!("::{name}")));
+    let unit = Unit { bundle: bundle.with("/linux", "resources", limits()), name };
+    unit.start();
+    for (property, value) in [("ActiveState", "active"), ("TasksMax", "50"), ("CPUQuotaPerSecUSec", "510ms")] {
+        assert_eq!(unit.property(property), value, "{property}");
+    }
+    assert_eq!(unit.file("pids", "pids.max", "pids.max"), "50");
+    let pid = unit.bundle.state()["pid"].to_string();
+    assert_eq!(unit.file("pids", "cgroup.procs", "cgroup.procs"), pid);
+    unit.bundle.says(&["delete", "--force", "ID"]);
+    unit.is_gone();
+}
+
 pub(super) fn a_name_can_be_used_again_at_once() {
     if !is_there("a_name_can_be_used_again_at_once") {
         return;
