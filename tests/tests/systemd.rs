@@ -331,7 +331,8 @@ fn out_of_memory_in_a_scope_is_told_before_the_exit() {
             unit.is_gone();
         }
         let told = c.events().into_iter().filter(|event| event.topic == "/tasks/oom").count();
-        assert_eq!(told, 5);
+        // v1 gives notice of what it may kill for, of which there can be more than kills; each look that finds more is told.
+        assert!(told == 5 || told > 5 && v1_has("memory"), "{told}");
     });
 }
 
@@ -382,7 +383,9 @@ fn a_supervisors_containers_are_scopes_that_outlive_it() {
         assert_eq!(world.dunnage(["exec", "scoped", "/bin/echo", "on"]).ok(), "on");
         world.dunnage(["update", "--memory", "48m", "--pids", "40", "scoped"]).ok();
         assert_eq!(property(&unit, "TasksMax"), "40");
-        assert_eq!(property(&unit, "MemoryMax"), (48 << 20).to_string());
+        // To v1 systemd has another name for it.
+        let name = if v1_has("memory") { "MemoryLimit" } else { "MemoryMax" };
+        assert_eq!(property(&unit, name), (48 << 20).to_string());
         world.dunnage(["rm", "--force", "scoped"]).ok();
         is_gone(&unit);
     });
