@@ -154,7 +154,6 @@ fn half_an_update_keeps_the_other_half() {
             (json!({ "quota": 25_000 }), "25000 50000", "25000 50000", "500ms"),
             (json!({ "period": 100_000 }), "25000 100000", "25000 100000", "250ms"),
             (json!({ "quota": -1 }), "max 100000", "max 100000", "infinity"),
-            (json!({ "quota": 30_000, "period": 60_000 }), "30000 60000", "30000 60000", "500ms"),
         ] {
             shim.update("halved", &json!({ "cpu": update })).expect("update");
             assert_eq!((quota().as_str(), per_second().as_str()), (file, property), "{update}");
@@ -181,10 +180,12 @@ fn half_an_update_keeps_the_other_half() {
         ] {
             shim.update("halved", &update).expect("update");
             for when in ["at once", "reloaded"] {
+                if when == "reloaded" {
+                    systemctl(&["daemon-reload"]);
+                }
                 let controller = file.split('.').next().expect("a controller");
                 assert_eq!(limit(&unit, controller, "", file), value, "{update}, {when}");
                 assert!(property.is_empty() || unit.property(property) == value, "{update}, {when}: {property}");
-                systemctl(&["daemon-reload"]);
             }
         }
         c.remove("halved");
