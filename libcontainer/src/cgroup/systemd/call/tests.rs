@@ -125,17 +125,33 @@ const UNIT: &str = "x.scope";
 const OK: &str = "DATA\r\nOK 0123456789abcdef\r\n";
 
 impl Bus {
-    /// Carries out what `call` makes, with the patience of a test.
-    fn asked(self, call: impl Fn(&SavedUnit) -> Call) -> (Result<(), String>, Vec<String>) {
-        (self.asked_only(call), self.thread.join().unwrap())
-    }
-
-    /// The same of a bus that does not end.
-    fn asked_only(&self, call: impl Fn(&SavedUnit) -> Call) -> Result<(), String> {
+    /// What `call` makes, for this bus, with more patience than a busy machine needs.
+    fn call(&self, call: impl Fn(&SavedUnit) -> Call) -> Call {
         let mut call = call(&SavedUnit { name: UNIT.to_owned(), manager: super::super::Manager::System });
         call.addresses = vec![Address::of_bus(self.folder.path().join("bus").to_str().unwrap())];
-        call.patience = Duration::from_millis(500);
-        call.wait().map_err(|error| error.to_string())
+        call.patience = Duration::from_secs(120);
+        call
+    }
+
+    fn asked(self, call: impl Fn(&SavedUnit) -> Call) -> (Result<(), String>, Vec<String>) {
+        let asked = self.call(call).wait().map_err(|error| error.to_string());
+        (asked, self.thread.join().unwrap())
+    }
+
+    /// What is said when patience ends as soon as the call has come so far.
+    fn stalls(&self, call: impl Fn(&SavedUnit) -> Call, so_far: impl Fn(&Call) -> bool) -> String {
+        let mut call = self.call(call);
+        while !so_far(&call) {
+            assert!(!call.advance().unwrap());
+            let left = call.deadline().saturating_duration_since(Instant::now());
+            match call.fd() {
+                _ if so_far(&call) => {}
+                Some(fd) => drop(poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::try_from(left).unwrap())),
+                None => thread::sleep(left),
+            }
+        }
+        call.patience = call.begun.elapsed();
+        call.wait().unwrap_err().to_string()
     }
 }
 
@@ -205,15 +221,19 @@ fn properties_are_changed() {
 fn silence_has_an_end_and_the_error_says_what_was_waited_for() {
     let no_answer = vec![("StartTransientUnit", vec![Act::Silence])];
     let no_end = vec![("StartTransientUnit", vec![Act::Job("/job/7"), Act::Silence])];
-    for (script, what) in [(no_answer, "the answer"), (no_end, "the end of the job")] {
-        let text = bus(OK, script).asked(start).0.unwrap_err();
-        assert!(text.contains("within 0.5 s") && text.contains(&format!("while waiting for {what};")), "{text}");
+    let at_answer = |call: &Call| matches!(call.at, At::Answer(_));
+    let at_job = |call: &Call| matches!(call.at, At::Job(_));
+    for (script, so_far, what) in
+        [(no_answer, &at_answer as &dyn Fn(&Call) -> bool, "the answer"), (no_end, &at_job, "the end of the job")]
+    {
+        let text = bus(OK, script).stalls(start, so_far);
+        assert!(text.contains(" within ") && text.contains(&format!("while waiting for {what};")), "{text}");
     }
     // Nobody takes the connection up.
     let folder = tempfile::tempdir().unwrap();
     let _listener = UnixListener::bind(folder.path().join("bus")).unwrap();
     let idle = Bus { folder, thread: thread::spawn(Vec::new) };
-    let text = idle.asked(start).0.unwrap_err();
+    let text = idle.stalls(start, |call| matches!(call.at, At::Greeting));
     assert!(text.contains("while waiting for the greeting;"), "{text}");
 }
 
@@ -261,7 +281,7 @@ fn a_bus_without_room_is_asked_again_and_meanwhile_the_next_one_is() {
     call.wait().unwrap();
     assert_eq!(direct.thread.join().unwrap(), ["Subscribe", "Get", "SetUnitProperties"]);
     // There is an end to it.
-    let text = full_bus(usize::MAX).asked_only(set).unwrap_err();
+    let text = full_bus(usize::MAX).stalls(set, |call| call.crowded);
     assert!(text.contains("while waiting for room among the connections that the bus gives each user;"), "{text}");
 }
 
