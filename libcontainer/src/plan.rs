@@ -226,6 +226,7 @@ impl Plan {
         if is_placed {
             p.meet(Meeting::Placed); // before anything that its cgroup is part of: its namespace, its mounts
         }
+        p.mount(mounts.placed);
         if !namespaces.take_its_rights_at_birth() {
             process.before_joining(&mut p);
         }

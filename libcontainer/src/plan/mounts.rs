@@ -33,6 +33,8 @@ use options::{FLAG_WORDS, Options};
 pub(crate) struct MountPlan {
     /// Before clone3, and after the container's cgroup is made: sources.
     pub(crate) before: Vec<Mount>,
+    /// In the child, once its cgroup is made: sources again, of directories that systemd makes around the child.
+    pub(crate) placed: Vec<Mount>,
     /// In the child, before the hooks that see the host's root: mounts in spec order, then devices.
     pub(crate) child: Vec<Mount>,
     /// In the child, after the pivot: what was left writable to be filled, then what is hidden.

@@ -156,6 +156,12 @@ fn engines_specs_become_the_expected_plans() {
 
 const POD: &str = "kubepods-burstable-poda1.slice:cri-containerd:app";
 
+/// As Docker and `dunnage run` have it on cgroup v1.
+fn without_cgroup_namespace(mut config: Value) -> Value {
+    config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "cgroup");
+    config
+}
+
 #[test]
 fn under_systemd_the_plan_starts_a_unit() {
     let annotations = json!({ "org.systemd.property.TimeoutStopSec": "90", "org.systemd.property.Delegate": "false" });
@@ -165,19 +171,26 @@ fn under_systemd_the_plan_starts_a_unit() {
     compare("kubernetes-userns-app-systemd", &plan);
     let plan = create_unit(config("kubernetes-app", false), &v1(), POD, json!({})).unwrap();
     compare("kubernetes-app-systemd-cgroup1", &plan);
+    // Without a cgroup namespace, the unit's directories are shown.
+    let plan = create_unit(without_cgroup_namespace(config("docker", false)), &v1(), POD, json!({})).unwrap();
+    compare("docker-systemd-cgroup1", &plan);
 }
 
 #[test]
 fn nothing_that_its_cgroup_is_part_of_is_done_before_systemd_has_placed_the_child() {
     for name in SAMPLES {
-        for host in [v1(), v2()] {
-            let plan = create_unit(config(name, true), &host, POD, json!({})).unwrap();
+        let sample = config(name, true);
+        let samples = [without_cgroup_namespace(sample.clone()), sample];
+        for (host, config) in [v1(), v2()].iter().flat_map(|host| samples.iter().map(move |config| (host, config))) {
+            let plan = create_unit(config.clone(), host, POD, json!({})).unwrap();
             let placed = meeting(&plan, Meeting::Placed).expect("a meeting");
             let unit = |entry: &Entry| matches!(entry, Entry::Parent(Chore::Unit { .. }));
             assert!(plan.entries[..placed].iter().any(unit), "{plan}");
             assert!(plan.place(|step| matches!(step, Step::Fork(_))).is_none_or(|fork| placed < fork), "{plan}");
             let first = plan.place(|step| matches!(step, Step::CgroupNamespace | Step::Mount(_) | Step::Root(_)));
             assert!(Some(placed) < first, "{plan}");
+            let shown = |entry: &Entry| matches!(entry, Entry::Before(chore @ Chore::Mount(_)) if chore.to_string().contains(".scope"));
+            assert!(!plan.entries[..placed].iter().any(shown), "{plan}");
         }
     }
 }

@@ -98,7 +98,7 @@ impl Planner<'_> {
     fn show(&mut self, wanted: &Wanted<'_>, dir: &Path, path: InRoot, flags: Option<Flags>, recursive: bool) {
         let Some(from) = self.text(&wanted.field("type"), dir) else { return };
         let slot = self.slots.next();
-        self.plan.before.push(Mount::Source(Source {
+        let source = Mount::Source(Source {
             slot,
             path: from.clone(),
             place: path.clone(),
@@ -108,7 +108,10 @@ impl Planner<'_> {
             all: wanted.options.all,
             ids: None,
             propagation: shortest(&self.base, &wanted.options.propagation),
-        }));
+        });
+        // The mount of a hierarchy is there from the first.
+        let is_made_by_then = self.request.systemd.is_none() || !self.places.iter().any(|place| place.dir == dir);
+        if is_made_by_then { &mut self.plan.before } else { &mut self.plan.placed }.push(source);
         self.plan.child.push(Mount::Attach(Attach { slot, from, target: Target { path, links: Links::Follow } }));
     }
 }
