@@ -460,8 +460,9 @@ fn the_shipped_units_start_reload_and_restart_a_supervisor_and_no_container_noti
     }
     alone(|world| {
         world.stop();
-        let config = world.path("dunnaged.toml");
-        fs::write(&config, "").expect("write a file");
+        let (config, scopes) = (world.path("dunnaged.toml"), "[runtime]\nsystemd_cgroup = true\n");
+        // On v1 systemd takes processes out of cgroups that it did not make, as soon as it has use for their controller.
+        fs::write(&config, if v1_has("memory") { scopes } else { "" }).expect("write a file");
         world.flags(["--config".into(), config.clone().into_os_string()]);
         let service = Service::install(world);
         service.act("start", "socket");
@@ -480,7 +481,7 @@ fn the_shipped_units_start_reload_and_restart_a_supervisor_and_no_container_noti
         assert_eq!(files, own, "as any service");
         assert!(files[1] <= 1 << 20, "{files:?}");
 
-        fs::write(&config, "[runtime]\nsystemd_cgroup = true\n").expect("write a file");
+        fs::write(&config, scopes).expect("write a file");
         service.act("reload", "service");
         assert_eq!(service.property("MainPID"), main);
         eventually("the configuration to be read", || {
