@@ -261,6 +261,11 @@ impl Cgroup {
     /// # Errors
     /// When the cgroup is gone or we run out of descriptors.
     pub fn entry(&self) -> Result<Entry, CgroupError> {
+        self.entry_or(|_| None)
+    }
+
+    /// `elsewhere` is the cgroup to enter in a hierarchy of v1 from which our own is gone.
+    fn entry_or(&self, elsewhere: impl Fn(&Place) -> Option<PathBuf>) -> Result<Entry, CgroupError> {
         let mut entry = Entry { v2: None, tasks: Vec::new() };
         for group in &self.groups {
             let gone = || failed("enter cgroup", &group.place.dir)(Errno::ENOENT);
@@ -270,8 +275,14 @@ impl Cgroup {
                 let errno = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EMFILE));
                 entry.v2 = Some(fd.map_err(errno).map_err(failed("enter cgroup", &group.place.dir))?);
             } else {
-                let file = dir.open_file("tasks", OFlag::O_WRONLY);
-                entry.tasks.push(file.map_err(failed("open tasks of cgroup", &group.place.dir))?);
+                let mut place = &group.place.dir;
+                let mut file = dir.open_file("tasks", OFlag::O_WRONLY);
+                let other = if matches!(file, Err(Errno::ENOENT)) { elsewhere(&group.place) } else { None };
+                if let Some(other) = &other {
+                    log::warn!("{} is gone: its processes were moved to {}", place.display(), other.display());
+                    (place, file) = (other, Dir::open(other).and_then(|dir| dir.open_file("tasks", OFlag::O_WRONLY)));
+                }
+                entry.tasks.push(file.map_err(failed("open tasks of cgroup", place))?);
             }
         }
         Ok(entry)
@@ -279,14 +290,16 @@ impl Cgroup {
 
     /// Opens the way in for one more process of a running container. On v2 that is where its init is now: an init that
     /// arranges cgroups of its own (systemd) moves down into one, after which the kernel takes no process (EBUSY) into
-    /// those above. An init that is gone or elsewhere leaves the container's own directory.
+    /// those above. An init that is gone or elsewhere leaves the container's own directory. On v1 it is where the init is
+    /// if the container's directory is gone: the host's systemd moves processes out of cgroups that it did not make and
+    /// removes them when it begins to use their controller, and runc leaves such a hierarchy out.
     ///
     /// # Errors
     /// As [`Cgroup::entry`].
     pub fn entry_beside(&self, init: nix::unistd::Pid) -> Result<Entry, CgroupError> {
-        let mut entry = self.entry()?;
+        let Ok(text) = std::fs::read_to_string(format!("/proc/{init}/cgroup")) else { return self.entry() };
+        let mut entry = self.entry_or(|place| Some(place.mount.join(systemd::position(&text, place)?)))?;
         let Some(group) = self.groups.iter().find(|group| group.place.v2) else { return Ok(entry) };
-        let Ok(text) = std::fs::read_to_string(format!("/proc/{init}/cgroup")) else { return Ok(entry) };
         let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::/")) else { return Ok(entry) };
         let dir = group.place.mount.join(path);
         // `..` in it: the init is outside of what our cgroup namespace shows.

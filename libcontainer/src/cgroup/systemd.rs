@@ -136,7 +136,7 @@ fn is_systemds(place: &Place) -> bool {
 }
 
 /// Where a process is in the hierarchy of `place`, relative to the mount, by the text of its `/proc/<pid>/cgroup`.
-fn position<'t>(text: &'t str, place: &Place) -> Option<&'t Path> {
+pub(super) fn position<'t>(text: &'t str, place: &Place) -> Option<&'t Path> {
     text.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next()?, fields.next()?);

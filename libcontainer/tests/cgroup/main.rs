@@ -420,6 +420,33 @@ fn one_more_process_goes_where_the_init_went() {
     bench.remove(cgroup);
 }
 
+/// As the host's systemd does with a cgroup of v1 that it did not make.
+#[test]
+fn where_a_v1_directory_is_gone_one_more_process_enters_where_the_init_was_moved() {
+    let Some(bench) = Bench::new("moved") else { return };
+    let cgroup = bench.create("{}");
+    let Some(gone) = cgroup.places().find(|place| !place.v2).cloned() else { return bench.remove(cgroup) };
+    let child = spawn(&cgroup, "exec sleep 1000");
+    let init = Pid::from_raw(child.id() as i32);
+    fs::write(gone.mount.join("cgroup.procs"), init.to_string()).unwrap();
+    fs::remove_dir(&gone.dir).unwrap();
+    assert!(cgroup.entry().is_err());
+    let entry = cgroup.entry_beside(init).unwrap();
+    let positions = std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            entry.enter_v1().unwrap();
+            fs::read_to_string("/proc/thread-self/cgroup").unwrap()
+        });
+        inside.join().unwrap()
+    });
+    // Of v2 a process is born in, not moved.
+    let v1 = |text: String| text.lines().filter(|line| !line.starts_with("0:")).map(str::to_owned).collect::<Vec<_>>();
+    let theirs = fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap();
+    assert_eq!(v1(positions), v1(theirs));
+    end(child);
+    bench.remove(cgroup);
+}
+
 #[test]
 fn what_somebody_writes_over_the_limits_is_written_back() {
     let Some(bench) = Bench::new("hold") else { return };
