@@ -422,6 +422,7 @@ impl<'w> Service<'w> {
             });
             fs::write(service.folder.join(service.unit(kind)), changed).expect("write a unit");
         }
+        let _alone = reloads();
         systemctl(&["daemon-reload"]);
         service
     }
@@ -447,6 +448,7 @@ impl Drop for Service<'_> {
             systemctl(&["stop", &self.unit(kind)]);
             drop(fs::remove_file(self.folder.join(self.unit(kind))));
         }
+        let _alone = reloads();
         systemctl(&["daemon-reload"]);
         systemctl(&["reset-failed", &self.unit("service")]);
         drop(fs::remove_file(self.world.socket()));
