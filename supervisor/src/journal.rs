@@ -95,19 +95,16 @@ pub enum Appended {
     Known,
 }
 
-/// Why there is no journal.
+/// Why there is no journal: its folder cannot be made or read.
 #[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    /// The folder cannot be made or read.
-    #[error("{doing} the journal {}: {source}", dir.display())]
-    Folder {
-        /// What was done.
-        doing: &'static str,
-        /// The folder.
-        dir: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
+#[error("{doing} the journal {}: {source}", dir.display())]
+pub struct JournalError {
+    /// What was done.
+    doing: &'static str,
+    /// The folder.
+    dir: PathBuf,
+    /// Why it failed.
+    source: io::Error,
 }
 
 /// Why an event was not appended, and never will be.
@@ -173,7 +170,7 @@ impl Journal {
         bounds: Bounds,
         live: impl Fn(&str) -> bool + Send + 'static,
     ) -> Result<(Self, Vec<String>), JournalError> {
-        let failed = |doing| move |source| JournalError::Folder { doing, dir: dir.to_owned(), source };
+        let failed = |doing| move |source| JournalError { doing, dir: dir.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("make"))?;
         let mut firsts = Vec::new();
         for entry in fs::read_dir(dir).map_err(failed("list"))? {

@@ -314,6 +314,13 @@ mod tests {
         assert!(!here.has_killed().unwrap(), "that one was counted here");
     }
 
+    /// A cgroup of v2 made of files.
+    fn of_memory(mount: &Path, dir: &Path) -> Cgroup {
+        let place = Place { v2: true, controllers: vec!["memory".into()], mount: mount.into(), dir: dir.into() };
+        let group = super::super::Group { made: vec![], dir: Some(Dir::open(dir).unwrap()), place, withheld: vec![] };
+        Cgroup { groups: vec![group], guard: false, unit: None, above: vec![] }
+    }
+
     #[test]
     fn the_limit_above_is_named_when_the_cgroup_has_vanished() {
         let mount = tempfile::tempdir().unwrap();
@@ -322,10 +329,7 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let hits = |hits: u32| std::fs::write(slice.join("memory.events.local"), format!("oom {hits}\n")).unwrap();
         hits(2);
-        let place =
-            Place { v2: true, controllers: vec!["memory".into()], mount: mount.path().into(), dir: dir.clone() };
-        let group = super::super::Group { made: vec![], dir: Some(Dir::open(&dir).unwrap()), place, withheld: vec![] };
-        let mut cgroup = Cgroup { groups: vec![group], guard: false, unit: None, above: vec![] };
+        let mut cgroup = of_memory(mount.path(), &dir);
         cgroup.note_hits_above();
         std::fs::remove_dir(&dir).unwrap();
         assert_eq!(cgroup.memory_facts(), None, "that was another one's");
@@ -345,10 +349,7 @@ mod tests {
             |hits: u32| std::fs::write(mount.path().join("memory.events.local"), format!("oom {hits}\n")).unwrap();
         hits(1);
         std::fs::write(dir.join("memory.events"), "oom 0\noom_kill 1\n").unwrap();
-        let place =
-            Place { v2: true, controllers: vec!["memory".into()], mount: mount.path().into(), dir: dir.clone() };
-        let group = super::super::Group { made: vec![], dir: Some(Dir::open(&dir).unwrap()), place, withheld: vec![] };
-        let mut cgroup = Cgroup { groups: vec![group], guard: false, unit: None, above: vec![] };
+        let mut cgroup = of_memory(mount.path(), &dir);
         cgroup.note_hits_above();
         assert_eq!(cgroup.memory_facts().unwrap().hit, Some(Hit::Machine));
         hits(2);
