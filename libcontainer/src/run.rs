@@ -114,9 +114,10 @@ pub struct Launch {
     plan: Plan,
     /// The entry the runtime is at.
     at: usize,
-    wire: Option<OwnedFd>,
     pid: Pid,
+    /// Before `wire`, so that a drop kills it before it can hear that nobody is left and do something about it.
     child: Child,
+    wire: Option<OwnedFd>,
     /// The child is yet to go on in a copy of itself.
     forks: bool,
     arrived: Option<Meeting>,
