@@ -5,7 +5,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap, VecDeque},
     future::Future,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     pin::Pin,
     rc::Rc,
 };
@@ -24,11 +24,7 @@ use nix::{
 use oci_spec::runtime::{LinuxResources, Process as Spec};
 use protobuf::MessageField;
 use runtime_v2_api::{Empty, pack, runc, shim::TraceResponse, task as wire, topic, types};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    join,
-    sync::Mutex,
-};
+use tokio::{join, sync::Mutex};
 
 mod news;
 mod oom;
@@ -42,7 +38,6 @@ use crate::{
     service::{Call, Fault, Reply, timestamp},
     stats,
     stdio::{Stdio, Wanted},
-    sys::ready,
     task::{Action, Event, Life, Refused, Seen, Status},
     trace::Trace,
 };
@@ -759,14 +754,6 @@ fn answer<T>(reply: Reply<T>, answer: Result<T, Fault>) {
     if !reply.send(answer) {
         log::debug!("a client did not wait for its answer");
     }
-}
-
-/// Waits on a copy of `fd`, so that the original stays free. None if there is no descriptor left.
-fn watch(fd: BorrowedFd<'_>, interest: Interest) -> Option<AsyncFd<OwnedFd>> {
-    fd.try_clone_to_owned()
-        .and_then(|fd| ready::watch(fd, interest))
-        .inspect_err(|error| log::warn!("watch a cgroup: {error}"))
-        .ok()
 }
 
 /// An exec by its name; an empty one means init.

@@ -1,33 +1,33 @@
-//! Processes on their way: from the request to the gate, from the gate to the program, and at last the removal of what
-//! they left. Only here the shim drives libcontainer: it waits for what a [`Launch`] names, and hands it what came.
+//! Processes on their way: from the request to the gate, from the gate to the program, through changes of their limits, and
+//! at last the removal of what they left. Only here the shim drives libcontainer: it waits for what a [`Launch`] names, and
+//! hands it what came.
 //!
 //! Each of these is a future of its own that shares the container's [`Body`] and never holds it while it waits.
 
 use std::{
     cell::{OnceCell, RefCell},
-    fs::{self, OpenOptions},
+    fs::OpenOptions,
     future::{Future, pending, poll_fn},
     io::{self, Write as _},
     os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        fd::{BorrowedFd, OwnedFd},
         unix::fs::OpenOptionsExt as _,
     },
     path::{Path, PathBuf},
     pin::{Pin, pin},
     rc::Rc,
     task::Poll,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use libcontainer::{
     cgroup::{
-        Cgroup, CgroupError, Events, FreezerState, Limits, Saved,
+        Cgroup, Saved,
         systemd::{self, Manager, SystemdError},
     },
-    container, hooks,
     host::{Host, HostError},
     plan::{ExecRequest, Plan, Request},
-    rootfs::{self, Mounted, RootfsMount, Unmounted},
+    rootfs::{self, Mounted, RootfsMount},
     run::{Into, Io, Launch, Progress, RunError, Wake},
     spec,
     state::{self, Init, State},
@@ -41,7 +41,7 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Process, Spec};
 use runtime_v2_api::{task as wire, types};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    time::{sleep, sleep_until},
+    time::sleep_until,
 };
 
 use crate::{
@@ -53,13 +53,12 @@ use crate::{
     trace::Trace,
 };
 
-/// How often, and how far apart, we try what processes on their way out of the kernel may still be in the way of: the
-/// kernel tells nobody when a mount or a v1 cgroup is no longer busy.
-const TRIES: u32 = 250;
-const PAUSE: Duration = Duration::from_millis(20);
+pub(crate) mod freezer;
+mod remains;
+mod update;
 
-/// How often to look at a freezer that tells nobody when it is done.
-pub(crate) const LOOK_AT_FREEZER: Duration = Duration::from_millis(1);
+pub(crate) use remains::{Remains, remove};
+pub(crate) use update::{Update, update};
 
 /// What every container of this shim is made with.
 pub(crate) struct Ground {
@@ -136,15 +135,6 @@ pub(crate) struct Created {
     /// What runs in it later keeps our session keyring, as it did.
     pub(crate) no_new_keyring: bool,
     pub(crate) trace: Trace,
-}
-
-/// What Delete must remove, and where it is recorded.
-#[derive(Clone)]
-pub(crate) struct Remains {
-    pub(crate) bundle: PathBuf,
-    /// The folder of state.json.
-    state: PathBuf,
-    rootfs_mounted: bool,
 }
 
 /// Makes a container and drives it to its gate. What was made is gone again when this fails, and it fails when `given_up`
@@ -594,75 +584,6 @@ async fn stirs(fd: Option<&AsyncFd<OwnedFd>>) {
     }
 }
 
-/// A change of a container's limits.
-pub(crate) struct Update {
-    pub(crate) limits: Limits,
-    /// Those of the container, where systemd would change them by the way.
-    pub(crate) devices: Limits,
-}
-
-/// Changes the limits of a container. systemd, if it made the cgroup, is told what they are once the kernel has taken them,
-/// and then kept from changing others. True when the container had to be frozen for it, and is to go on now.
-pub(crate) async fn update(ground: &Ground, body: &RefCell<Body>, update: Update) -> (bool, Result<(), Fault>) {
-    let Update { limits, devices } = update;
-    let begin = || -> Result<_, Fault> {
-        let body = body.borrow();
-        let cgroup = body.cgroup().ok_or(Fault::NoCgroup)?;
-        cgroup.update(&limits).map_err(failed_cgroup)?;
-        let layout = &ground.host().map_err(|error| Fault::Failed(error.to_string()))?.cgroups;
-        let Some(tell) = cgroup.tell_systemd(&limits, layout).map_err(failed_cgroup)? else { return Ok(None) };
-        Ok(Some((tell, cgroup.in_force(devices).map_err(failed_cgroup)?)))
-    };
-    let (tell, in_force) = match begin() {
-        Ok(Some(begun)) => begun,
-        Ok(None) => return (false, Ok(())),
-        Err(fault) => return (false, Err(fault)),
-    };
-    // Or it would be refused its devices while systemd writes the list.
-    let frozen = match in_force.has_devices() {
-        true => freeze(body).await.unwrap_or_else(|error| {
-            log::warn!("a container runs on while systemd writes its devices again: {error}");
-            false
-        }),
-        false => false,
-    };
-    let told = ask(tell).await.map_err(|error| {
-        Fault::Failed(format!("the limits are in force, but not after systemd was reloaded: {error}; update again"))
-    });
-    let body = body.borrow();
-    let held = body.cgroup().map_or(Ok(()), |cgroup| cgroup.hold(&in_force).map_err(failed_cgroup));
-    (frozen, told.and(held))
-}
-
-fn failed_cgroup(error: CgroupError) -> Fault {
-    Fault::Failed(error.to_string())
-}
-
-/// Freezes a container and waits until it stands still; false if it was frozen before, or has ended.
-async fn freeze(body: &RefCell<Body>) -> Result<bool, CgroupError> {
-    let (mut freezing, events) = match body.borrow().cgroup() {
-        Some(cgroup) if cgroup.freezer_state()? == FreezerState::Thawed => (cgroup.freeze()?, cgroup.events()?),
-        _ => return Ok(false),
-    };
-    let copy = events.as_ref().map(|events| events.as_fd().try_clone_to_owned());
-    let stirs = copy.and_then(|fd| ready::watch(fd.ok()?, Interest::PRIORITY).ok());
-    loop {
-        // Arms the next notice, before the look that decides whether there needs to be one.
-        if let Some(Err(errno)) = events.as_ref().map(Events::read) {
-            log::debug!("read cgroup.events: {errno}");
-        }
-        match body.borrow().cgroup() {
-            Some(cgroup) if freezing.poll(cgroup)? != FreezerState::Frozen => {}
-            found => return Ok(found.is_some()),
-        }
-        match &stirs {
-            Some(stirs) => drop(stirs.ready(Interest::PRIORITY).await.map(|mut guard| guard.clear_ready())),
-            // A v1 freezer tells nobody when it is done.
-            None => sleep(LOOK_AT_FREEZER).await,
-        }
-    }
-}
-
 /// Asks systemd for something, and waits for its answer.
 async fn ask(mut call: systemd::Call) -> Result<(), SystemdError> {
     while !call.advance()? {
@@ -679,7 +600,7 @@ async fn ask(mut call: systemd::Call) -> Result<(), SystemdError> {
 
 /// A copy of `fd` to wait on, so that nobody has to hold the launch meanwhile.
 fn readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
-    ready::watch(fd.try_clone_to_owned()?, Interest::READABLE)
+    ready::watch_copy(fd, Interest::READABLE)
 }
 
 async fn sleep_to(deadline: Option<Instant>) {
@@ -687,93 +608,6 @@ async fn sleep_to(deadline: Option<Instant>) {
         Some(deadline) => sleep_until(deadline.into()).await,
         None => pending().await,
     }
-}
-
-/// Removes what a container leaves when it has ended: its processes, its cgroup, its mounts, its records. What is gone
-/// already is no obstacle, so that this can be tried again.
-pub(crate) async fn remove(ground: &Ground, body: &RefCell<Body>, remains: &Remains) -> Result<(), Fault> {
-    // It may have been killed at its gate.
-    settle(body).map_err(|error| Fault::Failed(format!("failed to delete task: {error}")))?;
-    let mut tries = TRIES;
-    loop {
-        let removed = match &mut *body.borrow_mut() {
-            Body::Running(Some(cgroup)) => cgroup.kill().and_then(|()| cgroup.remove()),
-            _ => Ok(()),
-        };
-        match removed {
-            Ok(()) => break,
-            Err(CgroupError::Busy { .. }) if tries > 0 => tries -= 1,
-            Err(error) => return Err(Fault::Failed(format!("failed to delete task: {error}"))),
-        }
-        sleep(PAUSE).await;
-    }
-    let unit = body.borrow().cgroup().and_then(Cgroup::unit).map(systemd::Call::stop);
-    if let Some(stop) = unit
-        && let Err(error) = ask(stop).await
-    {
-        // It is empty, so systemd will come to it by itself.
-        log::warn!("{error}");
-    }
-    remains.remove(&ground.reaper).await
-}
-
-impl Remains {
-    /// Runs the poststop hooks, unmounts the root filesystem, and strikes the container from the records.
-    async fn remove(&self, reaper: &Reaper) -> Result<(), Fault> {
-        if let Ok(state) = State::load(&self.state) {
-            for hook in container::poststop(&state) {
-                let ran = match hook {
-                    Ok(run) => finish(run, reaper).await,
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = ran {
-                    log::warn!("container {}: {error}", state.id);
-                }
-            }
-        }
-        self.unmount().await?;
-        match fs::remove_dir_all(&self.state) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Fault::Failed(format!("failed to delete task: remove {}: {error}", self.state.display())))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    async fn unmount(&self) -> Result<(), Fault> {
-        let rootfs = self.bundle.join("rootfs");
-        let mut tries = if self.rootfs_mounted { TRIES } else { return Ok(()) };
-        loop {
-            match rootfs::unmount_all(&rootfs) {
-                Ok(Unmounted::Done) => return Ok(()),
-                Ok(Unmounted::Busy) if tries > 0 => tries -= 1,
-                Ok(Unmounted::Busy) => {
-                    return Err(Fault::Failed(format!("failed rootfs umount: {} is busy", rootfs.display())));
-                }
-                Err(error) => return Err(Fault::Failed(format!("failed rootfs umount: {error}"))),
-            }
-            sleep(PAUSE).await;
-        }
-    }
-}
-
-/// Waits for a hook, within its time.
-async fn finish(mut run: hooks::Run, reaper: &Reaper) -> Result<(), hooks::HookError> {
-    let exit = reaper.watch(run.pid());
-    let in_time = tokio::select! {
-        exit = exit.clone() => Some(exit),
-        () = sleep_to(run.deadline()) => None,
-    };
-    let exit = match in_time {
-        Some(exit) => exit,
-        None => {
-            if let Err(error) = run.kill() {
-                log::warn!("cannot kill a hook whose time is up: {error}");
-            }
-            exit.await
-        }
-    };
-    run.finish(exit.end)
 }
 
 /// Mounts what containerd wants on the bundle's `rootfs`.

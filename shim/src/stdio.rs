@@ -465,7 +465,7 @@ async fn wait_for_reader(path: &Path) -> io::Result<File> {
     }
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     inotify.add_watch(path, AddWatchFlags::IN_OPEN)?;
-    let opened = ready::watch(inotify.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+    let opened = ready::watch_copy(inotify.as_fd(), Interest::READABLE)?;
     let writer = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
     drop(bait);
     loop {

@@ -9,8 +9,8 @@ use libcontainer::{
 use runtime_v2_api::{events, topic};
 use tokio::{io::Interest, sync::oneshot};
 
-use super::{Done, House, watch};
-use crate::service::Fault;
+use super::{Done, House};
+use crate::{service::Fault, sys::ready};
 
 pub(super) struct Oom {
     watch: OomWatch,
@@ -36,7 +36,10 @@ impl House {
         // Init may have been moved out of a cgroup that was then removed.
         let Some(oom) = task.oom.as_mut().filter(|oom| !oom.watch.is_over()) else { return };
         let interest = if oom.watch.by_priority() { Interest::PRIORITY } else { Interest::READABLE };
-        let Some(stirs) = watch(oom.watch.as_fd(), interest) else { return };
+        let stirs = match ready::watch_copy(oom.watch.as_fd(), interest) {
+            Ok(stirs) => stirs,
+            Err(error) => return log::warn!("container {id}: its out-of-memory kills will not be told: {error}"),
+        };
         let (alive, gone) = oneshot::channel();
         oom.alive = Some(alive);
         let id = id.to_owned();

@@ -1,14 +1,11 @@
 //! Pausing, which ends when the kernel says that all is frozen, and resuming.
 
-use std::os::fd::AsFd as _;
-
 use libcontainer::cgroup::{Events, FreezerState, Freezing};
 use runtime_v2_api::Empty;
-use tokio::{io::Interest, time::sleep};
 
-use super::{Done, House, answer, watch};
+use super::{Done, House, answer};
 use crate::{
-    launch::LOOK_AT_FREEZER,
+    launch::freezer,
     service::{Fault, Reply},
     task::Event,
 };
@@ -37,13 +34,10 @@ impl House {
 
     fn wait_for_freezer(&mut self, id: &str) -> Result<(), Fault> {
         let Some((_, events)) = &self.task(id)?.freezing else { return Ok(()) };
-        let stirs = events.as_ref().and_then(|events| watch(events.as_fd(), Interest::PRIORITY));
+        let stirs = freezer::stirs(events.as_ref());
         let id = id.to_owned();
         self.chore(async move {
-            match stirs {
-                Some(stirs) => drop(stirs.ready(Interest::PRIORITY).await),
-                None => sleep(LOOK_AT_FREEZER).await,
-            }
+            stirs.await;
             Done::FreezerStirred(id)
         });
         Ok(())

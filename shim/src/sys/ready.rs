@@ -1,7 +1,10 @@
 //! Descriptors in the event loop.
 #![expect(unsafe_code, reason = "tokio wants a promise about descriptors")]
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+};
 
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -12,4 +15,9 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open as long as it lives, and is one and the same descriptor all the time.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// As [`watch`], on a copy of `fd`: nobody has to hold the original meanwhile.
+pub(crate) fn watch_copy(fd: BorrowedFd<'_>, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    watch(fd.try_clone_to_owned()?, interest)
 }
