@@ -13,44 +13,36 @@
 //!   namespaces, SELinux labels;
 //! - a regular file: `echo > /dev/stdout` would truncate it, and the whole log with it.
 
-use std::{
-    fs::{DirBuilder, File, OpenOptions},
-    io,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _},
-    },
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
 use nix::{
     errno::Errno,
-    fcntl::OFlag,
-    poll::PollFlags,
-    sys::{
-        inotify::{AddWatchFlags, InitFlags, Inotify},
-        stat::fstat,
-    },
-    unistd::{Gid, Uid, fchown, pipe2},
+    sys::stat::fstat,
+    unistd::{Gid, Uid, fchown},
 };
 use thiserror::Error;
-use tokio::{io::Interest, time::timeout};
+use tokio::time::timeout;
 
 use crate::{
     attach::{Attach, Hub},
     console::{Console, Wiring},
-    flow::{Copy, End, flow, poll_now, set_flag},
+    flow::{Copy, End, flow},
     kept::{Kept, Stream},
     logger::{Logger, LoggerError},
     outlet::{Outlet, Place},
     reap::Reaper,
-    sys::ready,
 };
 
-/// How long a client may take to open the reading end of an output FIFO.
-const READER_TIMEOUT: Duration = Duration::from_secs(30);
+mod open;
+mod uri;
+
+pub(crate) use uri::percent_decoded;
+
+use self::{
+    open::{Input, Output, blocking, open_log, open_output, open_stdin, pipe},
+    uri::{Uri, plain_path},
+};
+
 /// How long Delete waits for output that is still on its way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a client says as stdin if those who attach bring it.
@@ -381,198 +373,23 @@ impl User {
     }
 }
 
-/// Where an output goes.
-enum Output {
-    /// /dev/null, or whatever device the client named.
-    Device(OwnedFd),
-    /// The client's FIFO, and a reader that never reads.
-    Fifo { writer: OwnedFd, spare: OwnedFd },
-    /// A regular file, opened to append.
-    File(OwnedFd),
-    /// The pipe a logger reads.
-    Logger(OwnedFd),
-}
-
-impl Output {
-    fn into_sink(self) -> Result<End, StdioError> {
-        match self {
-            Self::Device(fd) | Self::File(fd) => Ok(End::Ready(fd)),
-            Self::Fifo { writer, spare } => End::sink(writer, Some(spare)).map_err(system("watch an output")),
-            Self::Logger(fd) => End::sink(fd, None).map_err(system("watch an output")),
-        }
-    }
-}
-
-/// Where stdin comes from.
-enum Input {
-    Device(OwnedFd),
-    /// The client's FIFO, and a writer that never writes.
-    Fifo {
-        reader: OwnedFd,
-        writer: OwnedFd,
-    },
-}
-
-fn open_stdin(path: &str) -> Result<Input, StdioError> {
-    let Some(path) = plain_path(path) else { return Ok(Input::Device(null()?)) };
-    let open = |options: &mut OpenOptions| {
-        let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
-        file.map_err(|source| StdioError::Open { what: "stdin", path: path.into(), source })
-    };
-    let reader = open(OpenOptions::new().read(true))?;
-    if reader.metadata().map_err(system("examine stdin"))?.file_type().is_fifo() {
-        let writer = open(OpenOptions::new().write(true))?.into();
-        return Ok(Input::Fifo { reader: reader.into(), writer });
-    }
-    Ok(Input::Device(blocking(reader.into())?))
-}
-
-async fn open_output(what: &'static str, path: Option<&Path>) -> Result<Output, StdioError> {
-    let Some(path) = path else { return Ok(Output::Device(null()?)) };
-    let failed = |source| StdioError::Open { what, path: path.into(), source };
-    let open = |options: &mut OpenOptions| options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
-    let writer = match open(OpenOptions::new().write(true)) {
-        Ok(writer) => writer,
-        // A FIFO whose reader is not there yet.
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
-            let found = timeout(READER_TIMEOUT, wait_for_reader(path)).await;
-            found.map_err(|_| StdioError::NoReader { what, path: path.into() })?.map_err(failed)?
-        }
-        Err(error) => return Err(failed(error)),
-    };
-    let kind = writer.metadata().map_err(failed)?.file_type();
-    if kind.is_fifo() {
-        let spare = open(OpenOptions::new().read(true)).map_err(failed)?.into();
-        Ok(Output::Fifo { writer: writer.into(), spare })
-    } else if kind.is_file() {
-        let file = writer.into();
-        set_flag(&file, OFlag::O_APPEND, true).map_err(failed)?;
-        Ok(Output::File(file))
-    } else {
-        Ok(Output::Device(blocking(writer.into())?))
-    }
-}
-
-/// A writer of the FIFO `path`, once a client reads it. Until then nothing may be written: it would be lost with us.
-///
-/// Opening a FIFO to write without blocking needs a reader, so we are one for a moment. From then on there is a writer,
-/// a client's open succeeds at once, and inotify tells of it.
-async fn wait_for_reader(path: &Path) -> io::Result<File> {
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    let bait = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
-    if !bait.metadata()?.file_type().is_fifo() {
-        return Err(Errno::ENXIO.into());
-    }
-    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-    inotify.add_watch(path, AddWatchFlags::IN_OPEN)?;
-    let opened = ready::watch_copy(inotify.as_fd(), Interest::READABLE)?;
-    let writer = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
-    drop(bait);
-    loop {
-        let mut guard = opened.readable().await?;
-        // A writer polls as broken for as long as nobody reads.
-        if !poll_now(&writer, PollFlags::POLLOUT)?.contains(PollFlags::POLLERR) {
-            return Ok(writer);
-        }
-        match inotify.read_events() {
-            Ok(_) => {}
-            Err(Errno::EAGAIN) => guard.clear_ready(),
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-}
-
-/// `file://`: folders and file are made when missing.
-fn open_log(path: &Path) -> io::Result<OwnedFd> {
-    if let Some(folder) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
-    }
-    Ok(OpenOptions::new().append(true).create(true).mode(0o644).open(path)?.into())
-}
-
-fn null() -> Result<OwnedFd, StdioError> {
-    let path = "/dev/null";
-    let file = OpenOptions::new().read(true).write(true).open(path);
-    file.map(OwnedFd::from).map_err(|source| StdioError::Open { what: "stdio", path: path.into(), source })
-}
-
-fn pipe() -> Result<(OwnedFd, OwnedFd), StdioError> {
-    pipe2(OFlag::O_CLOEXEC).map_err(|errno| system("make a pipe")(errno.into()))
-}
-
-/// A process expects its stdio to block. The flag belongs to this opening alone, not to the client's.
-fn blocking(fd: OwnedFd) -> Result<OwnedFd, StdioError> {
-    set_flag(&fd, OFlag::O_NONBLOCK, false).map_err(system("make stdio blocking"))?;
-    Ok(fd)
-}
-
 fn system(step: &'static str) -> impl Fn(io::Error) -> StdioError {
     move |source| StdioError::System { step, source }
 }
 
-/// A path as clients write it: bare, or as `fifo://`.
-fn plain_path(text: &str) -> Option<&Path> {
-    let path = text.strip_prefix("fifo://").unwrap_or(text);
-    (!path.is_empty()).then(|| Path::new(path))
-}
-
-/// What a client may say as stdout.
-#[derive(Debug, PartialEq, Eq)]
-enum Uri<'a> {
-    Path(Option<&'a Path>),
-    File(PathBuf),
-    Logger { path: PathBuf, args: Vec<String>, strict: bool },
-}
-
-impl<'a> Uri<'a> {
-    fn parse(text: &'a str) -> Result<Self, StdioError> {
-        let malformed = || StdioError::Uri(text.to_owned());
-        let Some((scheme, rest)) = text.split_once("://") else { return Ok(Self::Path(plain_path(text))) };
-        match scheme {
-            "fifo" => Ok(Self::Path(plain_path(text))),
-            "file" => Ok(Self::File(percent_decoded(rest, false).ok_or_else(malformed)?.into())),
-            "binary" | "binary-v2" => {
-                let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-                let mut args = Vec::new();
-                // An argument for each key and each value, even an empty one, in the order they were written.
-                for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-                    let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-                    args.push(percent_decoded(key, true).ok_or_else(malformed)?);
-                    args.push(percent_decoded(value, true).ok_or_else(malformed)?);
-                }
-                let path = percent_decoded(path, false).ok_or_else(malformed)?.into();
-                Ok(Self::Logger { path, args, strict: scheme == "binary-v2" })
-            }
-            other => Err(StdioError::Scheme(other.to_owned())),
-        }
-    }
-}
-
-/// Undoes percent-encoding; in a query `+` is a space. None if it is not UTF-8 or an escape is cut short.
-pub(crate) fn percent_decoded(text: &str, query: bool) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'%' => {
-                let mut digit = || char::from(bytes.next()?).to_digit(16);
-                u8::try_from(digit()? * 16 + digit()?).ok()?
-            }
-            b'+' if query => b' ',
-            byte => byte,
-        });
-    }
-    String::from_utf8(decoded).ok()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{io::Read as _, thread};
+    use std::{
+        fs::{File, OpenOptions},
+        io::Read as _,
+        thread,
+    };
 
-    use nix::{sys::stat::Mode, unistd::mkfifo};
+    use nix::{fcntl::OFlag, poll::PollFlags, sys::stat::Mode, unistd::mkfifo};
     use tokio::runtime::Builder;
 
     use super::*;
+    use crate::flow::poll_now;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
@@ -698,64 +515,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b c/log");
         let uri = format!("file://{}", path.to_str().unwrap().replace(' ', "%20"));
-        for text in [
-            "one
-", "two
-",
-        ] {
+        for text in ["one\n", "two\n"] {
             block_on(async {
                 let reaper = Reaper::default();
                 let (stdio, ends) = Stdio::open(&wanted(&uri), me(false), ("c", "n"), &reaper).await.unwrap();
                 let ends = ends.unwrap();
                 write_to(ends.stdout, text);
-                write_to(
-                    ends.stderr,
-                    "err
-",
-                );
+                write_to(ends.stderr, "err\n");
                 stdio.close().await;
             });
         }
         let text = std::fs::read_to_string(path).unwrap();
-        assert_eq!(
-            text.matches(
-                "one
-"
-            )
-            .count()
-                + text
-                    .matches(
-                        "two
-"
-                    )
-                    .count()
-                + text
-                    .matches(
-                        "err
-"
-                    )
-                    .count(),
-            4
-        );
-    }
-
-    #[test]
-    fn uris_are_told_apart() {
-        let path = |text| Uri::Path(Some(Path::new(text)));
-        assert_eq!(Uri::parse("").unwrap(), Uri::Path(None));
-        assert_eq!(Uri::parse("/a").unwrap(), path("/a"));
-        assert_eq!(Uri::parse("fifo:///a").unwrap(), path("/a"));
-        assert_eq!(Uri::parse("file:///a%2fb").unwrap(), Uri::File("/a/b".into()));
-        assert_eq!(
-            Uri::parse("binary-v2:///bin/log?a=1+2&b&c=").unwrap(),
-            Uri::Logger {
-                path: "/bin/log".into(),
-                args: ["a", "1 2", "b", "", "c", ""].map(str::to_owned).to_vec(),
-                strict: true
-            }
-        );
-        assert_eq!(Uri::parse("npipe://x").unwrap_err().to_string(), "unknown STDIO scheme npipe");
-        assert!(Uri::parse("file:///%f").is_err());
-        assert!(Uri::parse("file:///%ff").is_err());
+        let mut lines = text.lines().collect::<Vec<_>>();
+        lines.sort_unstable();
+        assert_eq!(lines, ["err", "err", "one", "two"]);
     }
 }
