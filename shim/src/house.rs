@@ -12,8 +12,7 @@ use std::{
 
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use libcontainer::{
-    cgroup::{Cgroup, CgroupError, Events, Freezing, Limits, Problem},
-    spec,
+    cgroup::{Cgroup, CgroupError, Events, Freezing},
     sys::process::{pidfd_open, pidfd_send_signal},
 };
 use nix::{
@@ -21,18 +20,20 @@ use nix::{
     sys::signal::Signal,
     unistd::{Gid, Pid, Uid},
 };
-use oci_spec::runtime::{LinuxResources, Process as Spec};
+use oci_spec::runtime::Process as Spec;
 use protobuf::MessageField;
 use runtime_v2_api::{Empty, pack, runc, shim::TraceResponse, task as wire, topic, types};
 use tokio::{join, sync::Mutex};
 
+mod execs;
 mod news;
 mod oom;
 mod pause;
+mod update;
 
 use self::{news::create_event, oom::Oom};
 use crate::{
-    launch::{self, Body, Created, Executed, Execution, Ground, Remains, Update},
+    launch::{self, Body, Created, Executed, Execution, Ground, Remains},
     publish::Publisher,
     reap::{Exit, Watch},
     service::{Call, Fault, Reply, timestamp},
@@ -42,8 +43,6 @@ use crate::{
     trace::Trace,
 };
 
-/// How many execs that have ended wait in each container for somebody to delete them.
-const ENDED: usize = 256;
 /// How many answers to a Delete we keep whose client was gone: it may ask again.
 const REMEMBERED: usize = 16;
 
@@ -470,24 +469,6 @@ impl House {
         self.happen(id, if fine { Event::Started } else { Event::StartFailed })
     }
 
-    fn executed(&mut self, id: &str, exec: &str, executed: Result<Executed, Fault>) -> Result<(), Fault> {
-        let process = self.task(id)?.process(Some(exec))?;
-        match executed {
-            Ok(Executed { child, stdio }) => {
-                process.settle(child.pidfd, stdio);
-                process.spec = None;
-                process.answer_starts(Ok(child.pid));
-                let (chore_id, chore_exec) = (id.to_owned(), exec.to_owned());
-                self.chore(async move { Done::Exited(chore_id, Some(chore_exec), child.exit.await) });
-                self.happen(id, Event::ExecStarted(exec, child.pid))
-            }
-            Err(fault) => {
-                process.answer_starts(Err(fault));
-                self.happen(id, Event::ExecFailed(exec))
-            }
-        }
-    }
-
     fn exited(&mut self, id: &str, exec: Option<&str>, exit: Exit) -> Result<(), Fault> {
         let process = self.task(id)?.process(exec)?;
         if let Some(stdio) = &mut process.stdio {
@@ -498,20 +479,6 @@ impl House {
         process.pidfd = None;
         self.happen(id, Event::ExecExited(exec, exit))?;
         self.forget_an_exec(id, exec)
-    }
-
-    /// Those who leave an exec to itself do not delete it, where no containerd does: only the latest are kept.
-    fn forget_an_exec(&mut self, id: &str, ended: &str) -> Result<(), Fault> {
-        if !self.ground.supervised {
-            return Ok(());
-        }
-        let task = self.task(id)?;
-        task.ended.push_back(ended.to_owned());
-        if task.ended.len() <= ENDED {
-            return Ok(());
-        }
-        let oldest = task.ended.pop_front().unwrap_or_default();
-        self.happen(id, Event::ExecDelete(&oldest))
     }
 
     fn delete(&mut self, request: &wire::DeleteRequest, reply: Reply<wire::DeleteResponse>) {
@@ -551,18 +518,6 @@ impl House {
         Ok(())
     }
 
-    fn exec_removed(&mut self, id: &str, exec: &str) -> Result<(), Fault> {
-        let task = self.task(id)?;
-        let response = deleted(task.life.seen(Some(exec))?);
-        task.ended.retain(|ended| ended != exec);
-        if let Some(process) = task.execs.remove(exec) {
-            for reply in process.deletes {
-                answer(reply, Ok(response.clone()));
-            }
-        }
-        self.happen(id, Event::ExecDeleted(exec))
-    }
-
     fn state(&mut self, request: &wire::StateRequest) -> Result<wire::StateResponse, Fault> {
         let task = self.task(&request.id)?;
         let exec = named(&request.exec_id);
@@ -582,19 +537,6 @@ impl House {
             exited_at: timestamp(exit),
             ..Default::default()
         })
-    }
-
-    fn exec(&mut self, request: wire::ExecProcessRequest) -> Result<Empty, Fault> {
-        let mut spec = libcontainer::spec::process(&request.spec.value)
-            .map_err(|error| Fault::Invalid(format!("process spec of exec {}: {error}", request.exec_id)))?;
-        spec.set_terminal(Some(request.terminal));
-        self.task(&request.id)?;
-        self.happen(&request.id, Event::ExecAdd(&request.exec_id))?;
-        let wanted =
-            Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, terminal: request.terminal };
-        let process = Process { wanted, spec: Some(Rc::new(spec)), ..Process::default() };
-        self.task(&request.id)?.execs.insert(request.exec_id, process);
-        Ok(Empty::new())
     }
 
     fn kill(&mut self, request: &wire::KillRequest) -> Result<Empty, Fault> {
@@ -668,65 +610,6 @@ impl House {
             stdio.close_stdin();
         }
         Ok(Empty::new())
-    }
-
-    fn update(&mut self, request: &wire::UpdateTaskRequest, reply: Reply<Empty>) {
-        let begun = self.begin_update(request).and_then(|update| Ok((update, self.task(&request.id)?)));
-        let (update, task) = match begun {
-            Ok(begun) => begun,
-            Err(fault) => return answer(reply, Err(fault)),
-        };
-        let (id, body, turn, ground) =
-            (request.id.clone(), task.body.clone(), task.update.clone(), self.ground.clone());
-        self.chore(async move {
-            // One after the other: while systemd is told of one, what it changes by the way is not to be kept by another.
-            let _turn = turn.lock().await;
-            let (frozen, updated) = launch::update(&ground, &body, update).await;
-            Done::Updated(id, frozen, reply, updated)
-        });
-    }
-
-    /// What an update is to change.
-    fn begin_update(&mut self, request: &wire::UpdateTaskRequest) -> Result<Update, Fault> {
-        self.happen(&request.id, Event::Update)?;
-        let resources: LinuxResources = serde_json::from_slice(&request.resources.value)
-            .map_err(|error| Fault::Invalid(format!("resources: {error}")))?;
-        let ground = self.ground.clone();
-        let layout = &ground.host().map_err(|error| Fault::Failed(error.to_string()))?.cgroups;
-        let invalid = |problems: Vec<Problem>| {
-            let problems: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.field, p.text)).collect();
-            Fault::Invalid(problems.join("; "))
-        };
-        let limits = Limits::compile_update(&resources, layout).map_err(invalid)?;
-        let task = self.task(&request.id)?;
-        let devices = match task.with_cgroup(|cgroup| Ok(cgroup.unit().is_some()))? && !layout.is_v2() {
-            true => {
-                let spec = spec::read(&task.remains.bundle).map_err(|error| Fault::Failed(error.to_string()))?;
-                let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-                Limits::of_devices(resources, layout).map_err(invalid)?
-            }
-            false => Limits::default(),
-        };
-        Ok(Update { limits, devices })
-    }
-
-    fn updated(
-        &mut self,
-        id: &str,
-        frozen: bool,
-        reply: Reply<Empty>,
-        updated: Result<(), Fault>,
-    ) -> Result<(), Fault> {
-        let thawed = match self.task(id) {
-            Ok(task) if frozen => match task.life.seen(None)?.status {
-                // Somebody has paused it meanwhile, or it has ended.
-                Status::Pausing | Status::Paused | Status::Stopped => Ok(()),
-                Status::Created | Status::Running => task.with_cgroup(Cgroup::thaw),
-            },
-            _ => Ok(()),
-        };
-        answer(reply, updated.map(|()| Empty::new()));
-        thawed
     }
 
     fn stats(&mut self, id: &str) -> Result<wire::StatsResponse, Fault> {
