@@ -343,11 +343,16 @@ impl Book {
 
     /// Takes note of an event. Called once for each, in order.
     pub(crate) fn heard(&self, number: u64, envelope: &Envelope) {
-        self.heard_of(number, envelope, |_| true);
+        self.note(number, envelope, |_| true, false);
     }
 
-    /// The same for an event about one of the `wanted`. To hear the same events again in the same order changes nothing.
-    pub(crate) fn heard_of(&self, number: u64, envelope: &Envelope, wanted: impl FnOnce(&Name) -> bool) {
+    /// Takes note again, or at last, of an event about one of the `wanted`: of what lasts. How a container is now is asked.
+    /// What was heard before changes nothing.
+    pub(crate) fn heard_again(&self, number: u64, envelope: &Envelope, wanted: impl FnOnce(&Name) -> bool) {
+        self.note(number, envelope, wanted, true);
+    }
+
+    fn note(&self, number: u64, envelope: &Envelope, wanted: impl FnOnce(&Name) -> bool, again: bool) {
         let Some((name, news)) = heard::read(envelope).filter(|(name, _)| wanted(name)) else { return };
         let mut pages = self.pages();
         let Some((name, entry)) = pages.entries.get_key_value(&name) else { return };
@@ -358,6 +363,9 @@ impl Book {
         let (name, mut changed) = (name.clone(), entry.clone());
         let ends = changed.auto_remove && matches!(news, heard::News::Exited(_));
         let lasting = news.apply(&mut changed);
+        if again {
+            changed.phase = entry.phase;
+        }
         if lasting
             && changed != *entry
             && let Err(error) = disk::write(&self.places().book(), &name, &changed)

@@ -64,7 +64,9 @@ pub(crate) fn recover(ground: &Arc<Ground>) -> io::Result<()> {
         if lives && stage == Stage::Live { &mut alive } else { &mut over }.push(name);
     }
     log::info!("found {} shims; {} containers are to be cleaned up after", alive.len(), over.len());
-    hear_again(ground, &over)?;
+    // The last by all: killed between an event's way into the journal and its way into the book, the book lacks it.
+    let after = ground.relay.last().saturating_sub(1);
+    hear_again(ground, &over, after)?;
     import_orphans(ground)?;
     // Those whose end was heard of, and not what was to follow.
     for name in &alive {
@@ -78,16 +80,16 @@ pub(crate) fn recover(ground: &Arc<Ground>) -> io::Result<()> {
     Ok(())
 }
 
-/// Killed between an event's way into the journal and its way into the book, the book lacks it. Of a shim that lives this
-/// does not matter, as it is asked; of the others the journal is.
-fn hear_again(ground: &Ground, over: &[Arc<Name>]) -> io::Result<()> {
-    let after = over
+/// Enters into the book what the journal says of these containers, and of all others after that number: where the disk was
+/// full, events are in the journal alone.
+fn hear_again(ground: &Ground, these: &[Arc<Name>], others: u64) -> io::Result<()> {
+    let after = these
         .iter()
         .filter_map(|name| ground.book.look(name, |entry| (!entry.deleted).then_some(entry.after)).flatten());
-    let Some(after) = after.min() else { return Ok(()) };
-    let over: HashSet<&Name> = over.iter().map(AsRef::as_ref).collect();
+    let after = after.chain([others]).min().unwrap_or(others);
+    let these: HashSet<&Name> = these.iter().map(AsRef::as_ref).collect();
     ground.relay.replay(after, |number, envelope| {
-        ground.book.heard_of(number, envelope, |name| over.contains(name));
+        ground.book.heard_again(number, envelope, |name| number > others || these.contains(name));
     })
 }
 
@@ -162,18 +164,34 @@ async fn go_on(ground: Arc<Ground>, name: Arc<Name>, created: u64) {
 
 /// Asks shims how their containers are, and gives back the memory that this took.
 async fn ask_all(ground: Arc<Ground>, names: Vec<Arc<Name>>) {
-    let asked = stream::iter(names).for_each_concurrent(AT_ONCE, |name| ask(&ground, name));
-    asked.await;
+    let asked = stream::iter(names).map(|name| ask(&ground, name)).buffer_unordered(AT_ONCE);
+    let ended: Vec<_> = asked.filter_map(std::future::ready).collect().await;
+    // Their exits are on their way, or in the journal already.
+    if !ended.is_empty()
+        && let Err(error) = hear_again(&ground, &ended, ground.relay.last())
+    {
+        log::warn!("look in the journal for the exits of {} containers: {error}", ended.len());
+    }
     sys::trim();
 }
 
-async fn ask(ground: &Ground, name: Arc<Name>) {
+/// Returns the name if it has ended, and the book does not know how.
+async fn ask(ground: &Ground, name: Arc<Name>) -> Option<Arc<Name>> {
     let answer = ground.state(&name).await;
-    match answer {
-        Ok((phase, pid)) => ground.book.told(&name, phase, pid),
+    let told = match answer {
+        Ok(told) => Some(told),
         // A client has deleted it past us. What is there to do is told by its exit event.
-        Err(fault) if fault.is_not_found() => ground.book.told(&name, Phase::STOPPED, 0),
-        Err(fault) => log::warn!("ask how container {name} is: {fault}"),
+        Err(fault) if fault.is_not_found() => Some((Phase::STOPPED, 0)),
+        Err(fault) => {
+            log::warn!("ask how container {name} is: {fault}");
+            None
+        }
+    };
+    if let Some((phase, pid)) = told {
+        ground.book.told(&name, phase, pid);
     }
     ground.book.answered();
+    let ended = told.is_some_and(|(phase, _)| phase == Phase::STOPPED);
+    let unknown = ended && ground.book.look(&name, |entry| entry.exit.is_none()) == Some(true);
+    unknown.then_some(name)
 }

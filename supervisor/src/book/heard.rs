@@ -57,7 +57,10 @@ impl News {
         match self {
             Self::Created(pid) => {
                 entry.pid = pid;
-                entry.phase = Phase::CREATED;
+                // Not if it comes late, and more has been answered since.
+                if matches!(entry.phase, Phase::UNKNOWN | Phase::LAUNCHING) {
+                    entry.phase = Phase::CREATED;
+                }
             }
             Self::Started(pid, at) => {
                 entry.pid = pid;

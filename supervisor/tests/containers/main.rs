@@ -28,6 +28,8 @@ fn a_container_is_launched_lives_over_a_kill_and_is_removed() {
 
     world.kill();
     world.start();
+    // A shim that does not answer within 5 s is not waited for.
+    world.until("known", |world| world.phase("web-1") != Phase::UNKNOWN);
     let found = world.get("web-1").unwrap();
     assert_eq!(found, launched);
     world.start_task("web-1");
@@ -41,6 +43,29 @@ fn a_container_is_launched_lives_over_a_kill_and_is_removed() {
     world.remove("web-1", false).unwrap();
     assert_eq!(world.remove("web-1", false).unwrap_err().code, Code::NOT_FOUND);
     assert_eq!(world.events(), ["create", "start", "exit", "delete"]);
+    world.close();
+}
+
+/// As killed between an event's way into the journal and its way into the book, which no test could hit.
+#[test]
+fn an_exit_that_the_book_lacks_is_found_in_the_journal_although_the_shim_lives() {
+    let Some(mut world) = world() else { return };
+    for (id, last) in [("web-1", true), ("web-2", false)] {
+        world.launch(&shell(id, "exit 7")).unwrap();
+        let entry = world.path("state/book/default").join(id).with_added_extension("json");
+        let before = fs::read(&entry).unwrap();
+        world.start_task(id);
+        world.until("stopped", |world| world.phase(id) == Phase::STOPPED);
+        if !last {
+            world.launch(&shell("other", "true")).unwrap();
+        }
+        world.kill();
+        fs::write(&entry, before).unwrap();
+        world.start();
+        world.until("stopped again", |world| world.phase(id) == Phase::STOPPED);
+        assert_eq!(world.get(id).unwrap().exit_status, 7);
+    }
+    assert_eq!(world.events().iter().filter(|event| *event == "exit").count(), 2);
     world.close();
 }
 

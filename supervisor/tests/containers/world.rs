@@ -22,7 +22,7 @@ use tokio::runtime::{Builder, Runtime};
 use ttrpc::{Code, asynchronous::Client, context::Context};
 
 /// What takes longer than this never happens.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) struct World {
     dir: tempfile::TempDir,
