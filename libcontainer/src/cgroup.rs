@@ -361,7 +361,11 @@ impl Group {
         if matches!(removed, Err(Errno::EBUSY | Errno::ENOTEMPTY))
             && let Some(dir) = &self.dir
         {
-            removed = remove_children(dir).and_then(|()| remove_dir(path));
+            removed = match remove_children(dir) {
+                // systemd removes a scope with its last process; should it only have been one below, it is still not empty.
+                Ok(()) | Err(Errno::ENOENT | Errno::ENODEV) => remove_dir(path),
+                failed => failed,
+            };
         }
         match removed {
             Ok(()) => {}

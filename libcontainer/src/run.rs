@@ -284,15 +284,25 @@ impl Launch {
     /// # Errors
     /// When there is no descriptor left for it, or it ended at its gate.
     pub fn into_launched(mut self) -> Result<Launched, RunError> {
-        if self.gated && self.arrived == Some(Meeting::Start) {
-            self.go()?;
-        }
+        self.entrust()?;
         let missing = Failed { call: Call::PidfdOpen, errno: Errno::EBADF };
         let pidfd = self.child.0.take().ok_or_else(|| self.plan.error(None, missing))?;
         if let Some(cgroup) = &mut self.cgroup {
             cgroup.keep();
         }
         Ok(Launched { pid: self.pid, pidfd, cgroup: self.cgroup, timeline: self.timeline })
+    }
+
+    /// Tells a child at a gate of its own that it is on record, so that it waits there without us.
+    ///
+    /// # Errors
+    /// When it ended there. What was made for it goes with [`Launch::abandon`].
+    pub fn entrust(&mut self) -> Result<(), RunError> {
+        if self.gated && self.arrived == Some(Meeting::Start) {
+            self.go()?;
+            self.arrived = None;
+        }
+        Ok(())
     }
 
     /// Opens the gate. Only once it is there: [`Progress::AtGate`].

@@ -88,12 +88,15 @@ impl Cgroup {
         self.freezer("thaw the container")?.set(false)
     }
 
-    /// What the freezer is doing now.
+    /// What the freezer is doing now. A cgroup that is gone is not frozen.
     ///
     /// # Errors
     /// As [`Cgroup::freeze`].
     pub fn freezer_state(&self) -> Result<FreezerState, CgroupError> {
-        self.freezer("look at the freezer of the container")?.state()
+        match self.freezer("look at the freezer of the container")?.state() {
+            Err(CgroupError::Call { errno: Errno::ENOENT | Errno::ENODEV, .. }) => Ok(FreezerState::Thawed),
+            found => found,
+        }
     }
 
     /// The notices of the v2 directory, if there is one and the kernel gives them.

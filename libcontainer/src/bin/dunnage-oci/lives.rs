@@ -31,7 +31,8 @@ struct Made {
 /// `create`: the container waits for `start`, and we do not.
 pub(crate) fn create(global: &Global, options: &Create) -> anyhow::Result<()> {
     let mut made = make(global, options, Stay::Created)?;
-    if let Err(error) = hand_out(&options.streams, &mut made.launch) {
+    let handed_out = hand_out(&options.streams, &mut made.launch);
+    if let Err(error) = handed_out.and_then(|_| Ok(made.launch.entrust()?)) {
         made.give_up();
         return Err(error);
     }
