@@ -74,7 +74,10 @@ impl Bundle {
         let folder = tempfile::tempdir().unwrap();
         let bin = folder.path().join("rootfs/bin");
         fs::create_dir_all(&bin).unwrap();
-        fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
+        // By a process of its own: a child that another test makes meanwhile would have it open for writing, and nobody can
+        // execute it then.
+        let copied = Command::new("cp").arg("/bin/busybox").arg(&bin).status().unwrap();
+        assert!(copied.success(), "busybox-static is installed");
         for name in ["sh", "cat", "id", "sleep", "ls", "true", "tty", "pwd", "env"] {
             symlink("busybox", bin.join(name)).unwrap();
         }
@@ -213,9 +216,10 @@ fn run_ends_as_its_program_does() {
     let mut run = bundle.command(&["run", "ID"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     run.stdin.take().unwrap().write_all(b"through and through").unwrap();
     assert_eq!(run.wait_with_output().unwrap().stdout, b"through and through");
-    let bundle = Bundle::new(&["sleep", "1000"]);
-    let run = bundle.command(&["run", "ID"]).spawn().unwrap();
-    eventually("it runs", || bundle.run(&["state", "ID"]).status.success() && bundle.status() == "running");
+    let bundle = Bundle::new(&["sh", "-c", "echo ready; exec sleep 1000"]);
+    let mut run = bundle.command(&["run", "ID"]).stdout(Stdio::piped()).spawn().unwrap();
+    run.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    assert_eq!(bundle.status(), "running");
     bundle.says(&["kill", "ID", "9"]);
     assert_eq!(run.wait_with_output().unwrap().status.code(), Some(137));
     bundle.nothing_is_left();

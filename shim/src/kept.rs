@@ -287,7 +287,7 @@ mod tests {
         time::{Duration, UNIX_EPOCH},
     };
 
-    use nix::mount::{MsFlags, mount, umount};
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
     use tempfile::TempDir;
 
     use super::*;
@@ -439,7 +439,8 @@ mod tests {
 
     impl Drop for Small {
         fn drop(&mut self) {
-            umount(self.0.path()).unwrap();
+            // Lazily: a child that another test makes has our files open until it executes its program.
+            umount2(self.0.path(), MntFlags::MNT_DETACH).unwrap();
         }
     }
 

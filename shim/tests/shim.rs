@@ -84,7 +84,9 @@ impl Shim {
         for name in ["bin", "proc", "dev/pts", "sys"] {
             fs::create_dir_all(folder.path().join("rootfs").join(name)).unwrap();
         }
-        fs::copy(BUSYBOX, bin.join("busybox")).unwrap();
+        // By a process of its own: a child that another test makes meanwhile would have it open for writing, and nobody can
+        // execute it then.
+        assert!(Command::new("cp").arg(BUSYBOX).arg(&bin).status().unwrap().success());
 
         let events_socket = folder.path().join("containerd.sock");
         let (tell, heard) = mpsc::unbounded_channel();
