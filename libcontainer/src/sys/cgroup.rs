@@ -89,7 +89,13 @@ pub(crate) fn load_device_filter(instructions: &[u64]) -> Result<OwnedFd, Errno>
         name: *b"dunnage_devices\0", // what bpftool(8) shows
         ..Load::default()
     };
-    bpf(PROG_LOAD, &mut attr).map(owned)
+    loop {
+        match bpf(PROG_LOAD, &mut attr) {
+            // The verifier was interrupted by a signal, which has been taken by now (Linux 5.0).
+            Err(Errno::EAGAIN) => {}
+            loaded => return loaded.map(owned),
+        }
+    }
 }
 
 /// Attaches a filter beside those that are there, or in the place of `replaced` in one step (Linux 5.6).
