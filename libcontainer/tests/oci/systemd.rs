@@ -63,7 +63,7 @@ impl Unit {
     /// Neither systemd, not even as failed, nor the kernel knows of it any more.
     fn is_gone(&self) {
         self.bundle.nothing_is_left();
-        // Who deletes waits 5 s at most, and leaves an empty unit to systemd.
+        // Who deletes waits 2 s at most, and leaves an empty unit to systemd.
         let known = || systemctl(&["list-units", "--all", "--no-legend", "--plain", &self.name]);
         eventually("systemd forgets the unit", || known().is_empty());
         let found = Command::new("find").args(["/sys/fs/cgroup", "-name", &self.name]).output().unwrap();

@@ -18,8 +18,9 @@ use super::{Manager, SavedUnit, Unit};
 
 /// How long systemd may take. It answers in a millisecond, but not while it reloads the units of a large host.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long it may take to stop a unit that is empty, to which systemd comes by itself as well.
-const PATIENCE_TO_STOP: Duration = Duration::from_secs(5);
+/// How long it may take to stop a unit that is empty, to which systemd comes by itself as well. The shim's `delete` has 5 s
+/// from containerd for all it does, and is killed then.
+const PATIENCE_TO_STOP: Duration = Duration::from_secs(2);
 /// When to try again to connect to a server whose queue is full, or that has enough of this user's connections.
 const KNOCK_AGAIN: Duration = Duration::from_millis(10);
 
