@@ -47,7 +47,8 @@ pub(crate) async fn exec(global: &Global, args: Args) -> anyhow::Result<ExitCode
     terminal::check(args.setting.interactive && !args.detach, args.setting.tty)?;
     let session = Session::open(global).await?;
     let container = session.find(&args.id).await?;
-    if container.phase.enum_value_or_default() != Phase::RUNNING {
+    // Its shim decides where it has not said yet how the container is.
+    if !matches!(container.phase.enum_value_or_default(), Phase::RUNNING | Phase::UNKNOWN) {
         let phase = format!("{:?}", container.phase.enum_value_or_default()).to_lowercase();
         bail!("{} is {phase}; a command can be run in a running container only", container.id);
     }
