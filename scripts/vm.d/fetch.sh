@@ -84,7 +84,7 @@ qemu_fetch() {
 
 qemu_run() {
     LD_LIBRARY_PATH="$qemu/usr/lib/x86_64-linux-gnu:$qemu/lib/x86_64-linux-gnu" \
-        timeout --foreground "${DUNNAGE_VM_SECONDS:-900}" "$qemu/usr/bin/qemu-system-x86_64" -L "$qemu/usr/share/qemu" -L "$qemu/usr/share/seabios" "$@"
+        timeout --foreground "${DUNNAGE_VM_SECONDS:-2400}" "$qemu/usr/bin/qemu-system-x86_64" -L "$qemu/usr/share/qemu" -L "$qemu/usr/share/seabios" "$@"
 }
 
 # Debian's kernel for virtual machines; sets $kernel to a folder with vmlinuz and lib/modules.
