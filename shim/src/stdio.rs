@@ -462,7 +462,8 @@ mod tests {
                 let reaper = Reaper::default();
                 let (stdio, ends) = Stdio::open(&wanted(&path), me(exec), ("c", "n"), &reaper).await.unwrap();
                 let ends = ends.unwrap();
-                let same = fstat(&ends.stdout).unwrap().st_ino == nix::sys::stat::stat(path.as_str()).unwrap().st_ino;
+                let (given, named) = (fstat(&ends.stdout).unwrap(), nix::sys::stat::stat(path.as_str()).unwrap());
+                let same = (given.st_dev, given.st_ino) == (named.st_dev, named.st_ino);
                 assert_eq!(same, !exec);
                 let flags = nix::fcntl::fcntl(&ends.stdout, nix::fcntl::FcntlArg::F_GETFL).unwrap();
                 assert!(!OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK), "programs expect stdout to block");

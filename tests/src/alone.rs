@@ -152,13 +152,7 @@ impl User {
             chown(world.path(name), Some(self.id), Some(self.id)).expect("give a folder away");
             fs::set_permissions(world.path(name), fs::Permissions::from_mode(0o700)).expect("close a folder");
         }
-        fs::create_dir(world.path("bin")).expect("make a folder");
-        for name in ["dunnage", "dunnaged", "containerd-shim-dunnage-v2"] {
-            let from = world.programs.join(name);
-            // By another process: nothing that we start meanwhile holds it open for writing, or it could not be executed.
-            let copied = Command::new("cp").arg(&from).arg(world.path("bin").join(name)).status().expect("run cp");
-            assert!(copied.success(), "cannot copy {}", from.display());
-        }
+        world.copy_programs();
         fs::create_dir(world.path("etc")).expect("make a folder");
         let passwd = fs::read_to_string("/etc/passwd").expect("read /etc/passwd");
         fs::write(world.path("etc/passwd"), format!("{passwd}stevedore:x:{0}:{0}::/:/bin/sh\n", self.id))
@@ -461,13 +455,28 @@ impl Alone {
     pub fn residue(&self) -> Vec<String> {
         let daemon: Vec<u32> = self.daemon.borrow().iter().map(Child::id).collect();
         let mut found = residue::find_named(&self.name, &daemon);
-        let others = self.users_processes().into_iter().filter(|process| !daemon.contains(&process.pid));
-        found.extend(others.map(|process| process.to_string()));
+        let others = residue::left(residue::grace(), || {
+            let mut found = self.users_processes();
+            found.retain(|process| !daemon.contains(&process.pid));
+            found
+        });
+        found.extend(others.iter().map(ToString::to_string));
         let folders = ["state/book", "state/bundles", "state/runtime", "state/s", "state/unheard", "root/logs"];
         for folder in folders {
             found.extend(files(&self.path(folder)).iter().map(|path| format!("file {}", path.display())));
         }
         found
+    }
+
+    /// Puts our programs into the folder `bin`, where others can execute them whoever's the checkout is.
+    pub fn copy_programs(&self) {
+        fs::create_dir(self.path("bin")).expect("make a folder");
+        for name in ["dunnage", "dunnaged", "containerd-shim-dunnage-v2"] {
+            let from = self.programs.join(name);
+            // By another process: nothing that we start meanwhile holds it open for writing, or it could not be executed.
+            let copied = Command::new("cp").arg(&from).arg(self.path("bin").join(name)).status().expect("run cp");
+            assert!(copied.success(), "cannot copy {}", from.display());
+        }
     }
 
     /// The processes of a user whom only this world has.

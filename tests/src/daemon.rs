@@ -165,6 +165,7 @@ impl Drop for Daemon {
 }
 
 fn configuration(layout: &Layout) -> String {
+    let seconds = |limit| slowly(Duration::from_secs(limit)).as_secs();
     format!(
         r#"version = 2
 root = "{root}"
@@ -179,7 +180,17 @@ disabled_plugins = [
 address = "{address}"
 [plugins."io.containerd.gc.v1.scheduler"]
 startup_delay = "1h"
+[timeouts]
+"io.containerd.timeout.shim.cleanup" = "{cleanup}s"
+"io.containerd.timeout.shim.load" = "{load}s"
+"io.containerd.timeout.shim.shutdown" = "{shutdown}s"
+"io.containerd.timeout.task.state" = "{state_answer}s"
 "#,
+        // Its own defaults, here.
+        cleanup = seconds(5),
+        load = seconds(5),
+        shutdown = seconds(3),
+        state_answer = seconds(2),
         root = layout.root().display(),
         state = layout.state().display(),
         address = layout.address().display(),

@@ -62,7 +62,12 @@ pub(crate) fn find_named(name: &str, ours: &[u32]) -> Vec<String> {
 }
 
 fn find_in_kernel(name: &str, ours: &[u32], grace: Duration) -> Vec<String> {
-    let mut found: Vec<String> = processes(name, ours, grace).iter().map(ToString::to_string).collect();
+    let processes = left(grace, || {
+        let mut found = process::carrying(name);
+        found.retain(|process| !ours.contains(&process.pid));
+        found
+    });
+    let mut found: Vec<String> = processes.iter().map(ToString::to_string).collect();
     found.extend(mounts(name).iter().map(|path| format!("mount on {path}")));
     let groups = cgroup::carrying(name);
     let inner = groups.iter().filter(|dir| dir.file_name().is_none_or(|own| own != name));
@@ -70,12 +75,11 @@ fn find_in_kernel(name: &str, ours: &[u32], grace: Duration) -> Vec<String> {
     found
 }
 
-/// Waits for the processes of the case to be gone; those that stay.
-fn processes(name: &str, ours: &[u32], grace: Duration) -> Vec<process::Process> {
+/// Waits for the processes that `look` finds to be gone; those that stay.
+pub(crate) fn left(grace: Duration, look: impl Fn() -> Vec<process::Process>) -> Vec<process::Process> {
     let deadline = Instant::now() + grace;
     loop {
-        let mut left = process::carrying(name);
-        left.retain(|process| !ours.contains(&process.pid));
+        let left = look();
         let Some(first) = left.first() else { return left };
         if let Some(pidfd) = process::Pidfd::open(first.pid)
             && !pidfd.ended_within(deadline.saturating_duration_since(Instant::now()))

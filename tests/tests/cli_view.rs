@@ -56,6 +56,9 @@ fn all_views_show_the_same_containers() {
 fn events_go_on_from_a_cursor() {
     alone(|world| {
         world.idle("one");
+        // Events come when it has been answered.
+        let follower = world.spawn(["events", "-f", "--from", "0"]);
+        follower.stdout().line("started, pid");
         let all = world.dunnage(["events", "--format", "json"]);
         let all: Vec<Value> = all.ok().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let topics: Vec<_> = all.iter().map(|event| event["topic"].as_str().unwrap()).collect();
@@ -66,8 +69,6 @@ fn events_go_on_from_a_cursor() {
         assert!(rest.stdout.contains("started, pid"), "{}", rest.stdout);
 
         // Also over the death of the supervisor, and nothing twice.
-        let follower = world.spawn(["events", "-f", "--from", "0"]);
-        follower.stdout().line("started, pid");
         world.kill();
         world.start();
         world.dunnage(["kill", "one"]).ok();

@@ -65,6 +65,8 @@ fn out_of_memory_is_told_before_the_exit() {
         // What is read stays in memory until its newline comes, which never does.
         let outcome = c.run("greedy", ["sh", "-c", "tail /dev/zero"]).flags(["--memory-limit", "16777216"]).output();
         assert_eq!(outcome.code, 137, "{outcome:?}");
+        // Events come when the calls have been answered; this one is the last.
+        c.event("the end", |event| event.topic == "/tasks/delete" && event.text("container_id") == "greedy");
         let topics: Vec<_> = c
             .events()
             .into_iter()
@@ -89,6 +91,10 @@ fn out_of_memory_of_many_at_once_is_told_of_each_before_its_exit() {
             .collect();
         for container in greedy {
             assert_eq!(container.wait().code, 137);
+        }
+        for number in 0..COUNT {
+            let id = format!("greedy-{number}");
+            c.event("the end", |event| event.topic == "/tasks/delete" && event.text("container_id") == id);
         }
         // That it is before the exit is in the grammar, which is checked in any case.
         let told = c.events().into_iter().filter(|event| event.topic == "/tasks/oom");

@@ -233,7 +233,8 @@ fn a_second_supervisor_on_the_same_folders_refuses() {
 #[test]
 fn other_users_are_refused() {
     alone(|world| {
-        let mut stranger = Command::new(world.program("dunnage"));
+        world.copy_programs();
+        let mut stranger = Command::new(world.path("bin/dunnage"));
         stranger.args(["ps"]).env("DUNNAGE_ADDRESS", world.socket()).uid(65534).gid(65534);
         let outcome = stranger.output().expect("run dunnage as a stranger");
         assert!(!outcome.status.success(), "a closed folder");
@@ -248,7 +249,7 @@ fn other_users_are_refused() {
         let own = world.path("stranger");
         fs::create_dir(&own).expect("make a folder");
         std::os::unix::fs::chown(&own, Some(65534), Some(65534)).expect("give it away");
-        let mut rude = Command::new(world.program("dunnaged"));
+        let mut rude = Command::new(world.path("bin/dunnaged"));
         rude.arg("--state").arg(own.join("s")).arg("--root").arg(own.join("r")).arg("--address").arg(world.socket());
         rude.env("XDG_RUNTIME_DIR", &own).env("HOME", &own).env("DUNNAGE_ROOTLESS", "1").uid(65534).gid(65534);
         let outcome = rude.output().expect("run dunnaged as a stranger");
@@ -413,7 +414,8 @@ fn an_upgrade_in_place_is_noticed_by_nobody() {
     alone(|world| {
         world.idle("web");
         let (pid, before) = (world.pid(), world.container("web"));
-        let (read_end, write_end) = nix::unistd::pipe().expect("a pipe");
+        // Close-on-exec: another test may start a containerd meanwhile, whose descriptors it counts.
+        let (read_end, write_end) = std::io::pipe().expect("a pipe");
         let fd = std::os::fd::AsRawFd::as_raw_fd(&write_end);
         let parked = Parked { name: "end".into(), fd, ..Parked::default() };
         let park =

@@ -525,8 +525,8 @@ fn a_full_disk_stops_neither_the_container_nor_those_attached() {
         let lost = notice.strip_prefix("dunnage: ").unwrap().split(' ').next().unwrap();
         assert_eq!((&**stream, lost.parse().unwrap()), ("stderr", all.len() - kept.len()));
         assert_eq!(last.2, "again");
+        drop(mounted); // or the folder, which goes with the shim, could not be removed
         shim.end(&request.id, 0).await;
-        drop(mounted);
     });
 }
 

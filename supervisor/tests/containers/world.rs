@@ -6,6 +6,7 @@ use std::{
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -327,6 +328,9 @@ impl From<ttrpc::Error> for Refusal {
 
 /// A container on the machine's own root that runs a command of a shell.
 pub(crate) fn shell(id: &str, script: &str) -> LaunchRequest {
+    // Other tests of this program have containers of that name.
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let spec = serde_json::json!({
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs"},
@@ -340,7 +344,7 @@ pub(crate) fn shell(id: &str, script: &str) -> LaunchRequest {
         ],
         "linux": {
             "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}],
-            "cgroupsPath": format!("/dunnage-core-{}-{id}", std::process::id())
+            "cgroupsPath": format!("/dunnage-core-{}-{number}-{id}", std::process::id())
         }
     });
     LaunchRequest {
