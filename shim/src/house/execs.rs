@@ -9,6 +9,7 @@ use crate::{launch::Executed, service::Fault, stdio::Wanted, task::Event};
 
 /// How many execs that have ended wait in each container for somebody to delete them.
 const ENDED: usize = 256;
+
 impl House {
     pub(super) fn exec(&mut self, request: wire::ExecProcessRequest) -> Result<Empty, Fault> {
         let mut spec = libcontainer::spec::process(&request.spec.value)
