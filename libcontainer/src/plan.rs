@@ -312,10 +312,7 @@ fn cgroup(spec: &Spec, request: &Request, host: &Host, bad: &mut Problems) -> (O
     if let Err(problems) = unit.compile(&request.id, annotations, &limits, layout) {
         problems.into_iter().for_each(|p| bad.add(p.field, p.text));
     }
-    let (saved, places) = (unit.saved(), path.places(layout));
-    // On v2 there is nothing that systemd does not make.
-    let before = (!layout.is_v2()).then(|| Chore::BesideSystemd { path, unit: saved });
-    (before, Some(Chore::Unit { unit: Box::new(unit), places, limits }))
+    (None, Some(Chore::Unit { unit: Box::new(unit), places: path.places(layout), limits }))
 }
 
 fn renames(spec: &Spec) -> bool {

@@ -500,7 +500,7 @@ impl Launch {
             Chore::DelegateCgroup(uid) => {
                 self.cgroup.iter().try_for_each(|cgroup| cgroup.delegate(Uid::from_raw(*uid)))?;
             }
-            Chore::OpenNamespace { .. } | Chore::Mount(_) | Chore::Cgroup { .. } | Chore::BesideSystemd { .. } => {}
+            Chore::OpenNamespace { .. } | Chore::Mount(_) | Chore::Cgroup { .. } => {}
         }
         Ok(false)
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use nix::sched::CloneFlags;
 use oci_spec::runtime::LinuxTimeOffset;
 
-use crate::cgroup::systemd::{SavedUnit, Unit};
+use crate::cgroup::systemd::Unit;
 use crate::cgroup::{CgroupPath, Limits, Place};
 use crate::hooks::Hook;
 use crate::run::Fds;
@@ -47,14 +47,8 @@ pub(crate) enum Chore {
         /// Which.
         limits: Limits,
     },
-    /// Makes the directories of a unit's cgroup that systemd does not make (v1). They have no limits yet.
-    BesideSystemd {
-        /// Where.
-        path: CgroupPath,
-        /// Whose.
-        unit: SavedUnit,
-    },
-    /// Has systemd start a unit with the child in it, and sets the limits of its cgroup.
+    /// Has systemd start a unit with the child in it, puts that into the hierarchies which systemd leaves alone (v1), and
+    /// sets the limits of its cgroup.
     Unit {
         /// Which.
         unit: Box<Unit>,
@@ -353,7 +347,6 @@ impl fmt::Display for Chore {
         match self {
             Chore::OpenNamespace { kind, path, .. } => write!(f, "open {kind} namespace {}", path.display()),
             Chore::Mount(mount) => mount.fmt(f),
-            Chore::BesideSystemd { path, .. } => write!(f, "make cgroup {path} where systemd does not"),
             Chore::Unit { unit, limits, .. } => {
                 write!(f, "start unit {unit}")?;
                 unit.properties().iter().try_for_each(|property| write!(f, ", {property}"))?;

@@ -1,10 +1,11 @@
 //! systemd as the manager of a container's cgroup: the container is a transient unit, a scope nearly always.
 //!
 //! A scope is made around a process that exists. So the child is cloned first and waits (`Meeting::Placed`) while the
-//! runtime has systemd make the unit with the child in it ([`Call::start`]); then the limits are written to the files of
-//! the cgroup, too, because systemd knows only some of them and rounds others. What it does know it is told
-//! ([`Unit::compile`]), because it writes its own idea of them again whenever its units are reloaded. Devices it is told of
-//! on v1 only: on v2 it leaves our filter alone as long as it has no list of its own.
+//! runtime has systemd make the unit with the child in it ([`Call::start`]), and on v1 puts it into the hierarchies that
+//! systemd leaves alone; then the limits are written to the files of the cgroup, too, because systemd knows only some of
+//! them and rounds others. What it does know it is told ([`Unit::compile`]), because it writes its own idea of them again
+//! whenever its units are reloaded. Devices it is told of on v1 only: on v2 it leaves our filter alone as long as it has no
+//! list of its own.
 //!
 //! Of the D-Bus a container needs little, and it must never wait: a [`Call`] is a small machine over a socket that does
 //! not block, which names what it waits for and when its patience ends. It opens a connection of its own and closes it
@@ -53,28 +54,6 @@ impl Cgroup {
         Cgroup { groups: Vec::new(), guard: true, unit: Some(unit), above: Vec::new() }
     }
 
-    /// Makes what systemd will not: on v1, the directories of every hierarchy but its own. On v2 that is none.
-    ///
-    /// Those of the controllers that it manages are made as well: it takes over directories that are there, and which
-    /// ones it would make differs from version to version.
-    ///
-    /// # Errors
-    /// As [`Cgroup::create`].
-    pub(crate) fn create_beside_systemd(
-        path: &CgroupPath,
-        unit: SavedUnit,
-        layout: &Layout,
-    ) -> Result<Cgroup, CgroupError> {
-        let mut cgroup = Cgroup::of_unit(unit);
-        for place in path.places(layout).into_iter().filter(|place| !is_systemds(place)) {
-            cgroup.groups.push(Group { place, made: Vec::new(), dir: None, withheld: Vec::new() });
-            if let Some(group) = cgroup.groups.last_mut() {
-                group.make(&Limits::default())?;
-            }
-        }
-        Ok(cgroup)
-    }
-
     /// Takes on the directories of a unit that was started with the process `pid` in it, and writes the limits.
     ///
     /// # Errors
@@ -106,8 +85,30 @@ impl Cgroup {
             }
             self.groups.push(Group { made: vec![place.dir.clone()], place, dir: Some(dir), withheld });
         }
+        for place in places.iter().filter(|place| !is_systemds(place)) {
+            self.enter_beside_systemd(place, &text, pid)?;
+        }
         self.note_hits_above();
         self.apply(limits)
+    }
+
+    /// Puts the process into a hierarchy of v1, where systemd may have done so, or made the directory, or neither: which ones
+    /// it takes differs from version to version.
+    ///
+    /// Only now that the unit is there: an empty directory in a slice is one that systemd removes whenever another unit of
+    /// that slice, the last with such a controller, ends.
+    fn enter_beside_systemd(&mut self, place: &Place, text: &str, pid: Pid) -> Result<(), CgroupError> {
+        let inside = position(text, place).is_some_and(|path| place.mount.join(path) == place.dir);
+        self.groups.push(Group { place: place.clone(), made: Vec::new(), dir: None, withheld: Vec::new() });
+        let Some(group) = self.groups.last_mut() else { return Ok(()) };
+        if inside {
+            group.dir = Some(Dir::open(&place.dir).map_err(failed("open cgroup", &place.dir))?);
+            group.made.push(place.dir.clone());
+            return Ok(());
+        }
+        group.make(&Limits::default())?;
+        let entered = group.dir.as_ref().map_or(Ok(()), |dir| dir.write("cgroup.procs", &pid.to_string()));
+        entered.map_err(failed("put the process into cgroup", &place.dir))
     }
 
     /// What systemd is to be told of limits that [`Cgroup::update`] has written; nothing where it did not make the cgroup

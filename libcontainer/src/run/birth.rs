@@ -130,12 +130,6 @@ fn before(chore: &Chore, host: Option<&Host>, fds: &mut Fds, made: &mut Option<C
                 fds.cgroup = Some(cgroup.entry()?);
             }
         }
-        Chore::BesideSystemd { path, unit } => {
-            if let Some(host) = host {
-                let cgroup = made.insert(Cgroup::create_beside_systemd(path, unit.clone(), &host.cgroups)?);
-                fds.cgroup = Some(cgroup.entry()?);
-            }
-        }
         Chore::DelegateCgroup(uid) => made.iter().try_for_each(|cgroup| cgroup.delegate(Uid::from_raw(*uid)))?,
         Chore::Unit { .. } | Chore::IdMaps { .. } | Chore::OomScoreAdj(_) | Chore::Rlimits(_) | Chore::Hook(_) => {}
     }
